@@ -1,0 +1,55 @@
+# make demo: measure this machine and render the page.   make test: run the tests.
+# make lint: ruff and mypy.   make gpu: everything, on a GPU box.   make help: this list.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# For an index or a wheel folder of your own: make demo PIP_FLAGS='--find-links wheels'
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-slow lint format gpu clean
+
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+demo: $(READY)
+	@echo "==> attnbench run quick: verify and measure, then render the page"
+	@$(BIN)/attnbench run quick
+
+test: $(READY)
+	@echo "==> pytest (quick tests; 'make test-slow' runs the rest)"
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY)
+	@echo "==> pytest (slow tests only)"
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(READY)
+	@echo "==> ruff (lint, format) and mypy --strict"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+gpu: $(READY)
+	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu needs an NVIDIA GPU that torch can see; torch.cuda.is_available() is False')"
+	@echo "==> GPU tests"
+	@$(BIN)/python -m pytest -m gpu
+	@echo "==> GPU suites, results and page in folders named after the GPU"
+	@$(BIN)/attnbench run gpu --device cuda
+	@$(BIN)/attnbench run full --device cuda
+
+# The environment is made once and made again when pyproject.toml or the pins change.
+$(READY): pyproject.toml constraints.txt
+	@echo "==> making $(VENV) with the pinned versions of constraints.txt"
+	@$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 11) else 'attnbench needs Python 3.11 or newer; $(PYTHON) is ' + sys.version.split()[0] + ' (choose another: make PYTHON=python3.12)')"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist reports/out .mypy_cache .ruff_cache .benchmarks

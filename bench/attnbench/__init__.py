@@ -1,0 +1,49 @@
+"""attnbench: which attention should run on this machine, at these shapes, and is it right?
+
+The names below are the public API for plugins. They are loaded on first use, so that
+``attnbench --help`` answers without importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from attnbench.inputs import Inputs, make_inputs
+    from attnbench.masks import Mask, parse_mask
+    from attnbench.plugin import Attention, ForwardBackward, Unsupported, register
+    from attnbench.problem import Problem
+
+__all__ = [
+    "Attention",
+    "ForwardBackward",
+    "Inputs",
+    "Mask",
+    "Problem",
+    "Unsupported",
+    "__version__",
+    "make_inputs",
+    "parse_mask",
+    "register",
+]
+
+_HOMES = {
+    "Attention": "plugin",
+    "ForwardBackward": "plugin",
+    "Unsupported": "plugin",
+    "register": "plugin",
+    "Problem": "problem",
+    "Mask": "masks",
+    "parse_mask": "masks",
+    "Inputs": "inputs",
+    "make_inputs": "inputs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attnbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"attnbench.{_HOMES[name]}"), name)

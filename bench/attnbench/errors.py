@@ -1,0 +1,35 @@
+"""The one way to tell a user that their input is wrong, and the helpers that phrase it.
+
+A ``UserError`` is a single clear line: what was wrong, where, what is allowed, and the
+nearest valid name. The command line prints it and exits with code 2; a traceback appears
+only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the user's input, told in one line."""
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest valid name, or nothing if none is near."""
+    near = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unknown(what: str, name: object, allowed: Iterable[object], where: str = "") -> UserError:
+    """The error for a name that is not among the allowed ones.
+
+    >>> str(unknown("dtype", "float31", ["float16", "float32"]))
+    "unknown dtype 'float31'; allowed: float16, float32; did you mean 'float32'?"
+    """
+    names = [str(a) for a in allowed]
+    prefix = f"{where}: " if where else ""
+    return UserError(
+        f"{prefix}unknown {what} {name!r}; allowed: {', '.join(names) or 'none'}"
+        f"{suggest(str(name), names)}"
+    )

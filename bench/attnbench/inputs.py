@@ -1,0 +1,95 @@
+"""The tensors of a problem: q, k, v and the gradient that comes back, drawn from a seed.
+
+Drawn in float32 by a CPU generator and then rounded to the problem's dtype, so that every
+device and every implementation gets the same bits, and the float64 reference starts from
+the very values the implementation saw. Zeros, constants and uniform [0, 1) numbers are
+never used: they hide errors (mean(V) would pass) and can run faster than real data.
+
+Letters: B = batch, H = heads_q, G = heads_kv, M = seqlen_q, N = seqlen_k,
+D = head_dim, E = head_dim_v.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from attnbench.problem import Problem
+
+_LARGE = 6.0  # standard deviation of each of q and k; logits reach hundreds at head_dim 64
+_PEAK = 4.0  # share of its own key in each "peaky" query
+_CORRELATION = 0.95  # of neighbouring tokens in "correlated"
+_CACHE_SLACK = 256  # free slots behind the filled part of a decode KV cache
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """q ``(B,H,M,D)``, k ``(B,G,N,D)``, v ``(B,G,N,E)``, grad_out ``(B,H,M,E)``."""
+
+    q_BHMD: torch.Tensor
+    k_BGND: torch.Tensor
+    v_BGNE: torch.Tensor
+    grad_out_BHME: torch.Tensor
+
+    def qkv(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The three inputs of the forward."""
+        return self.q_BHMD, self.k_BGND, self.v_BGNE
+
+
+def make_inputs(problem: Problem, seed: int, device: torch.device | str = "cpu") -> Inputs:
+    """Draw the inputs of ``problem``; the same seed gives the same bits everywhere.
+
+    The kinds: ``normal`` is N(0, 1). ``large`` has logits of hundreds, where a softmax
+    without max-subtraction overflows. ``peaky`` makes each query point at one key, so that
+    nearly all weight sits on one position. ``correlated`` walks slowly along the sequence
+    (AR(1)), as neighbouring tokens of real text do.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    p = problem
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+    q_BHMD = draw(p.batch, p.heads_q, p.seqlen_q, p.head_dim)
+    k_BGND = draw(p.batch, p.heads_kv, p.seqlen_k, p.head_dim)
+    v_BGNE = draw(p.batch, p.heads_kv, p.seqlen_k, p.head_dim_v)
+    grad_out_BHME = draw(p.batch, p.heads_q, p.seqlen_q, p.head_dim_v)
+    if p.inputs == "large":
+        q_BHMD, k_BGND = q_BHMD * _LARGE, k_BGND * _LARGE
+    elif p.inputs == "peaky":
+        q_BHMD = q_BHMD + _PEAK * _own_keys(k_BGND, p, generator)
+    elif p.inputs == "correlated":
+        q_BHMD, k_BGND, v_BGNE = (_walk(x) for x in (q_BHMD, k_BGND, v_BGNE))
+    tensors = [x.to(p.torch_dtype).to(device) for x in (q_BHMD, k_BGND, v_BGNE, grad_out_BHME)]
+    if p.decode:
+        tensors[1:3] = [_in_cache(x) for x in tensors[1:3]]
+    return Inputs(*tensors)
+
+
+def _own_keys(k_BGND: torch.Tensor, p: Problem, generator: torch.Generator) -> torch.Tensor:
+    """For each query the key it points at: one of those at or before its own position."""
+    position_M = torch.arange(p.seqlen_q) + (p.seqlen_k - p.seqlen_q)
+    reach_M = position_M.clamp(min=0) + 1
+    chosen_M = (torch.rand(p.seqlen_q, generator=generator) * reach_M).long()
+    picked_BGMD = k_BGND[:, :, chosen_M]
+    return picked_BGMD.repeat_interleave(p.heads_q // p.heads_kv, dim=1)
+
+
+def _walk(x_BHND: torch.Tensor) -> torch.Tensor:
+    """AR(1) along the sequence, with unit variance at every position."""
+    fresh = (1 - _CORRELATION**2) ** 0.5
+    steps = [x_BHND[:, :, 0]]
+    for n in range(1, x_BHND.shape[2]):
+        steps.append(_CORRELATION * steps[-1] + fresh * x_BHND[:, :, n])
+    return torch.stack(steps, dim=2)
+
+
+def _in_cache(x_BGND: torch.Tensor) -> torch.Tensor:
+    """The same values as a view of a longer cache, NaN behind the filled part."""
+    batch, heads, seqlen, dim = x_BGND.shape
+    cache = torch.full(
+        (batch, heads, seqlen + _CACHE_SLACK, dim), float("nan"), device=x_BGND.device
+    ).to(x_BGND.dtype)
+    cache[:, :, :seqlen] = x_BGND
+    return cache[:, :, :seqlen]

@@ -1,0 +1,175 @@
+"""The record: one measured (or refused, or failed) point, one line of JSON.
+
+Schema history
+    1.0.0  first form.
+
+A reader accepts any 1.x: a field it does not know is kept and ignored, one that is
+missing takes its default. Derived figures (TFLOPS, speed-up, share of roofline) are never
+stored; they are computed on load. A point that did not measure has no number at all:
+never 0, never NaN.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from attnbench.spec import Value, format_spec
+
+SCHEMA = "1.0.0"
+
+Status = Literal[
+    "ok", "incorrect", "unsupported", "unavailable", "oom", "timeout", "crash", "error"
+]
+STATUSES: tuple[Status, ...] = (
+    "ok", "incorrect", "unsupported", "unavailable", "oom", "timeout", "crash", "error",
+)  # fmt: skip
+
+
+class _Part(BaseModel):
+    """Unknown fields are kept: a newer writer's line survives an older reader."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+
+class Implementation(_Part):
+    """Who was measured."""
+
+    name: str
+    options: dict[str, Value] = {}  # the resolved options, defaults included
+    given: dict[str, Value] = {}  # those asked for, as in ``name:key=value``
+    kind: str = "exact"
+    layout: str = "BHSD"
+    origin: str = ""  # built-in, project, or the package that brought it
+    version: str | None = None
+    source_sha256: str | None = None
+
+    @property
+    def spec(self) -> str:
+        """``name:key=value`` with the options that were asked for."""
+        return format_spec(self.name, self.given)
+
+
+class Samples(_Part):
+    """Raw seconds a call, by process and round, and what they say.
+
+    ``times_s[process][round]`` is the list of samples of one round, in the order taken.
+    """
+
+    clock: str  # "host" (perf_counter) or "device" (events)
+    times_s: list[list[list[float]]]
+    calls_per_sample: int = 1
+    warmup_s: float = 0.0
+    median_s: float
+    low_s: float  # 95 % interval of the median
+    high_s: float
+    converged: bool
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Samples:
+        flat = [t for process in self.times_s for round_ in process for t in round_]
+        if not flat or min(flat) <= 0:
+            raise ValueError("samples must be positive seconds, at least one")
+        if not self.low_s <= self.median_s <= self.high_s:
+            raise ValueError("the median must lie inside its interval")
+        return self
+
+
+class Memory(_Part):
+    """Bytes beyond the inputs. A figure that this machine cannot tell is absent."""
+
+    peak_bytes: int | None = None  # highest extra allocation during the timed call
+    saved_bytes: int | None = None  # kept by the forward for the backward
+    reserved_bytes: int | None = None  # held by the allocator (CUDA)
+    method: str = ""
+
+
+class TensorAccuracy(_Part):
+    """How far one tensor is from the float64 reference, and what was allowed.
+
+    None for a number that is not finite, because then there is no number.
+    """
+
+    ok: bool
+    max_abs: float | None = None
+    rel_l2: float | None = None  # ‖x − ref‖₂ / ‖ref‖₂
+    quantiles: dict[str, float] = {}  # of |x − ref|: "0.5", "0.9", "0.99", "0.999"
+    max_abs_allowed: float | None = None
+    rel_l2_allowed: float | None = None
+    naive_max_abs: float | None = None  # error of the textbook in the same dtype
+    naive_rel_l2: float | None = None
+    verdict: str = ""  # in words: is this mismatch normal?
+
+
+class Record(_Part):
+    """One point: an implementation on a problem on a machine."""
+
+    schema_version: str = SCHEMA
+    id: str
+    suite: str
+    title: str = ""
+    baseline: str = ""
+    time: str  # ISO 8601, UTC
+    attnbench: str
+    implementation: Implementation
+    problem: dict[str, Any]  # Problem.to_json()
+    problem_id: str
+    device: str  # "cpu", "cuda:0"
+    seed: int = 0
+    status: Status
+    reason: str | None = None
+    log_tail: str | None = None
+    samples: Samples | None = None
+    memory: Memory | None = None
+    accuracy: dict[str, TensorAccuracy] = {}  # by tensor: out, dq, dk, dv
+    telemetry: dict[str, Any] = {}
+    kernels: list[dict[str, Any]] = []
+    wall_s: float | None = None
+    environment: str  # address of the environment file
+    command: str = ""  # reproduces this point
+
+    @model_validator(mode="after")
+    def _status_fits(self) -> Record:
+        if self.status == "ok":
+            if self.samples is None:
+                raise ValueError("status ok needs samples")
+            if not self.accuracy or not all(a.ok for a in self.accuracy.values()):
+                raise ValueError("status ok needs accuracy that passed, for every tensor")
+        elif self.samples is not None:
+            raise ValueError(f"status {self.status} must not carry samples")
+        elif not self.reason:
+            raise ValueError(f"status {self.status} needs a reason")
+        return self
+
+    def to_line(self) -> str:
+        """One line of strict JSON (no NaN), newline included."""
+        data = self.model_dump(mode="json")
+        return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def point_id(
+    problem_id: str, spec: str, source_sha256: str | None, machine_id: str, seed: int
+) -> str:
+    """Identity of a point: what is solved, by whom (options and source), where.
+
+    Stable across runs; editing an implementation's source makes it another point.
+    """
+    text = json.dumps([problem_id, spec, source_sha256, machine_id, seed])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is no number: records never hold NaN or infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def schema_major(data: Mapping[str, Any]) -> int | None:
+    """Major number of a line's schema, or None where it has none."""
+    version = str(data.get("schema_version", ""))
+    head = version.partition(".")[0]
+    return int(head) if head.isdigit() else None
