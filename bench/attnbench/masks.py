@@ -256,7 +256,8 @@ class Document(Mask):
             raise UserError("mask document: give either lengths or count")
         if any(length <= 0 for length in self.lengths) or self.count < 0:
             raise UserError(
-                f"mask document: lengths and count must be positive, got {self.lengths or self.count}"
+                "mask document: lengths and count must be positive, "
+                f"got {self.lengths or self.count}"
             )
 
     def check(self, seqlen_q: int, seqlen_k: int) -> None:
