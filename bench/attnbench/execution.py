@@ -1,0 +1,210 @@
+"""One implementation at work on one problem: the hinge between plugins and measurement.
+
+Whatever a plugin returned from ``build()`` (a function, a module, a forward and backward
+of its own, in any layout) is here given one face: ``load`` inputs, ``step`` the timed
+call, read ``results``. Converting layouts and checking types happen outside ``step``.
+
+Letters: B = batch, H = heads_q, G = heads_kv, M = seqlen_q, N = seqlen_k,
+D = head_dim, E = head_dim_v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from attnbench.inputs import Inputs
+from attnbench.plugin import Attention, ForwardBackward, Layout
+from attnbench.problem import Problem
+
+_NAMES = ("q", "k", "v")
+
+
+class WrongOutput(Exception):
+    """The implementation returned something that cannot be the answer."""
+
+
+class Execution:
+    """One implementation, built for one problem on one device.
+
+    Raises:
+        Unsupported: by the implementation, from ``supports()`` or ``build()``.
+    """
+
+    def __init__(
+        self, implementation: Attention, problem: Problem, device: torch.device, seed: int = 0
+    ) -> None:
+        implementation.supports(problem, device)
+        torch.manual_seed(seed)  # learned or random state of a method is part of the point
+        built = implementation.build(problem, device)
+        if not isinstance(built, ForwardBackward) and not callable(built):
+            raise TypeError(
+                f"build() must return a callable or a ForwardBackward, got {type(built).__name__}"
+            )
+        self.problem = problem
+        self.implementation = implementation
+        self.built = built
+        self._layout = implementation.layout
+        self._tensors: list[torch.Tensor] = []  # q, k, v, grad_out in the layout
+        self._original: Inputs | None = None
+        self._out: Any = None
+        self._saved: Any = None
+        self._gradients: tuple[Any, ...] = ()
+        self.step: Callable[[], None] = self._choose_step()
+        """The timed call. ``load`` first."""
+
+    # ---- around the timed call -------------------------------------------------------
+
+    def load(self, inputs: Inputs) -> None:
+        """Put inputs in place, in the implementation's layout (untimed).
+
+        A second load writes new contents to the same addresses, so that an implementation
+        which remembers outputs by address is found out. For the backward alone the
+        forward is run here.
+        """
+        given = (*inputs.qkv(), inputs.grad_out_BHME)
+        fresh = [to_layout(x, self._layout) for x in given]
+        if self._tensors and not any(0 in x.stride() for x in self._tensors):
+            with torch.no_grad():
+                for own, new in zip(self._tensors, fresh, strict=True):
+                    own.copy_(new)
+        else:
+            self._tensors = fresh
+        self._original = inputs
+        self._out, self._gradients = None, ()
+        needs_grad = self.problem.direction != "forward" and not self._is_own
+        for tensor in self._tensors[:3]:
+            tensor.requires_grad_(needs_grad)
+        if self.problem.direction == "backward":
+            self._forward()
+
+    def results(self) -> dict[str, torch.Tensor]:
+        """Output (and gradients) of the last step, checked and in BHSD.
+
+        Raises:
+            WrongOutput: not a plain tensor, or of a wrong shape, dtype or device.
+        """
+        p = self.problem
+        named: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "out": (self._out, (p.batch, p.heads_q, p.seqlen_q, p.head_dim_v))
+        }
+        if p.direction != "forward":
+            shapes = [tuple(x.shape) for x in self._tensors[:3]]
+            if not isinstance(self._gradients, (tuple, list)) or len(self._gradients) != 3:
+                raise WrongOutput("the backward must return (dq, dk, dv)")
+            for name, gradient, shape in zip(_NAMES, self._gradients, shapes, strict=True):
+                named[f"d{name}"] = (gradient, shape)
+        checked = {}
+        for name, (tensor, shape) in named.items():
+            expected = layout_shape(shape, self._layout) if name == "out" else shape
+            self._check(name, tensor, expected)
+            checked[name] = from_layout(tensor.detach(), self._layout, p.batch)
+        return checked
+
+    def changed_input(self) -> str | None:
+        """The name of an input that the implementation overwrote, or None."""
+        if self._original is None:
+            return None
+        given = (*self._original.qkv(), self._original.grad_out_BHME)
+        for name, own, x in zip((*_NAMES, "grad_out"), self._tensors, given, strict=True):
+            expected = to_layout(x, self._layout)
+            if not torch.equal(_bits(own.detach()), _bits(expected)):
+                return name
+        return None
+
+    def keep_mask(self) -> torch.Tensor | None:
+        """Which weights the last call's dropout kept, ``(B,H,M,N)``; None if not revealed."""
+        reveal = getattr(self.built, "keep_mask", None)
+        mask: torch.Tensor | None = reveal() if reveal is not None else None
+        return mask
+
+    # ---- the timed calls -------------------------------------------------------------
+
+    @property
+    def _is_own(self) -> bool:
+        return isinstance(self.built, ForwardBackward)
+
+    def _choose_step(self) -> Callable[[], None]:
+        if self.problem.direction == "forward":
+            return self._step_forward
+        return self._backward if self.problem.direction == "backward" else self._step_both
+
+    def _step_forward(self) -> None:
+        with torch.no_grad():
+            self._forward()
+
+    def _step_both(self) -> None:
+        self._forward()
+        self._backward()
+
+    def _forward(self) -> None:
+        q, k, v, _ = self._tensors
+        if isinstance(self.built, ForwardBackward):
+            self._out, self._saved = self.built.forward(q, k, v)
+        else:
+            self._out = self.built(q, k, v)
+
+    def _backward(self) -> None:
+        q, k, v, grad_out = self._tensors
+        if isinstance(self.built, ForwardBackward):
+            self._gradients = self.built.backward(self._saved, grad_out)
+        else:
+            self._gradients = torch.autograd.grad(
+                self._out, (q, k, v), grad_out, retain_graph=self.problem.direction == "backward"
+            )
+
+    def _check(self, name: str, tensor: Any, shape: tuple[int, ...]) -> None:
+        if type(tensor) is not torch.Tensor:
+            raise WrongOutput(f"{name} is a {type(tensor).__name__}, not a torch.Tensor")
+        expected_dtype = self._tensors[0].dtype
+        if tuple(tensor.shape) != shape:
+            raise WrongOutput(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+        if tensor.dtype != expected_dtype:
+            raise WrongOutput(f"{name} has dtype {tensor.dtype}, expected {expected_dtype}")
+        if tensor.device != self._tensors[0].device:
+            raise WrongOutput(f"{name} is on {tensor.device}, expected {self._tensors[0].device}")
+
+
+def to_layout(x_BHSD: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """A copy of a BHSD tensor in a layout.
+
+    Contiguous, except that BHSD keeps its strides (so that views, expanded tensors and
+    decode caches reach the implementation as they are) and a decode cache stays a view of
+    a longer cache in BSHD too.
+    """
+    if layout == "BHSD":
+        storage = x_BHSD.untyped_storage().clone()  # type: ignore[no-untyped-call]
+        return torch.empty(0, dtype=x_BHSD.dtype, device=x_BHSD.device).set_(
+            storage, x_BHSD.storage_offset(), x_BHSD.shape, x_BHSD.stride()
+        )
+    if layout == "BSHD":
+        seqlen, cache = x_BHSD.shape[2], x_BHSD._base
+        if cache is not None and cache.dim() == 4 and cache.shape[2] > seqlen:
+            return cache.transpose(1, 2).clone(memory_format=torch.contiguous_format)[:, :seqlen]
+        return x_BHSD.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return x_BHSD.transpose(1, 2).reshape(-1, x_BHSD.shape[1], x_BHSD.shape[3]).clone()
+
+
+def from_layout(x: torch.Tensor, layout: Layout, batch: int) -> torch.Tensor:
+    """A BHSD view of a tensor in a layout."""
+    if layout == "BHSD":
+        return x
+    if layout == "BSHD":
+        return x.transpose(1, 2)
+    return x.reshape(batch, -1, *x.shape[1:]).transpose(1, 2)
+
+
+def layout_shape(shape_BHSD: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    """The shape that a BHSD shape has in a layout."""
+    batch, heads, seqlen, dim = shape_BHSD
+    if layout == "BHSD":
+        return shape_BHSD
+    return (batch, seqlen, heads, dim) if layout == "BSHD" else (batch * seqlen, heads, dim)
+
+
+def _bits(x: torch.Tensor) -> torch.Tensor:
+    """The raw bits, so that equal NaNs compare equal."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return x.contiguous().view(integers[x.element_size()])

@@ -1,0 +1,253 @@
+"""Finds implementations, and explains the ones that cannot be used.
+
+Three sources, none with a private door: the built-in shelf, the ``impls/`` folder of the
+current project (and ``--impls-dir``), and entry points of installed packages in the group
+``attnbench.impls``. Finding means importing, and somebody's module may raise, hang or
+crash; so this runs inside a worker process, and what it hands on is plain data
+(:class:`Entry`). A plugin that fails becomes an unavailable entry with file, line and
+reason, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import linecache
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from attnbench import plugin, shelves
+from attnbench.spec import Value
+
+GROUP = "attnbench.impls"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing to import: a file or folder of a shelf, or an entry point."""
+
+    origin: str  # "built-in", "project", or "package NAME VERSION"
+    stem: str  # what to call it if it cannot be imported
+    path: str = ""
+    entry_point: str = ""  # "module" or "module:attribute"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known about one implementation; plain data, safe to send and store."""
+
+    name: str
+    source: Source
+    file: str
+    line: int
+    reason: str | None = None  # why it is unavailable; None if it can be used
+    kind: str = "exact"
+    layout: str = "BHSD"
+    options: dict[str, Value] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+    version: str | None = None
+    paper: str | None = None
+    summary: str = ""
+    source_sha256: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Entry:
+        """The inverse of :meth:`to_json`."""
+        source = Source(**data["source"])
+        return cls(**{**data, "source": source, "features": tuple(data["features"])})
+
+
+def sources(project: Path | None = None, extra: Iterable[Path] = ()) -> list[Source]:
+    """Everything that may hold implementations, in order of precedence: built-in first.
+
+    A project's file that is the same as a built-in one (a clone of attnbench beside an
+    installed copy) counts once.
+    """
+    folders = {"built-in": [shelves.builtin("impls")]}
+    folders["project"] = [
+        f for f in shelves.find("impls", project) if f != shelves.builtin("impls")
+    ]
+    folders["project"] += [f.resolve() for f in extra]
+    found: list[Source] = []
+    digests: set[str] = set()
+    for origin, shelf_folders in folders.items():
+        for path in _plugin_paths(shelf_folders):
+            digest = _digest(path)
+            if digest not in digests:
+                digests.add(digest)
+                found.append(Source(origin, path.stem, path=str(path)))
+    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
+        package = point.dist
+        origin = f"package {package.name} {package.version}" if package else "package"
+        found.append(Source(origin, point.name, entry_point=point.value))
+    return found
+
+
+def discover(
+    found: Iterable[Source], announce: Callable[[Source], None] = lambda source: None
+) -> list[Entry]:
+    """Import every source and list what it registered, sorted by name.
+
+    Args:
+        found: from :func:`sources`.
+        announce: called before each import, so that a crash can be blamed.
+    """
+    entries: dict[str, Entry] = {}
+    unavailable: list[Entry] = []
+    for source in found:
+        announce(source)
+        for entry in _entries_of(source):
+            first = entries.get(entry.name)
+            if entry.reason is None and first is not None:
+                reason = f"the name is taken by {first.file}:{first.line}"
+                entry = replace(entry, reason=reason)
+            if entry.reason is None:
+                entries[entry.name] = entry
+            else:
+                unavailable.append(entry)
+    return sorted([*entries.values(), *unavailable], key=lambda e: (e.name, e.reason or ""))
+
+
+def load(entry: Entry) -> type[plugin.Attention]:
+    """The class behind an available entry, imported in this process."""
+    for declaration in _import(entry.source):
+        if declaration.name == entry.name and declaration.fault is None:
+            return declaration.cls
+    raise plugin.Unsupported(f"{entry.file} no longer registers {entry.name!r}")
+
+
+def blame(source: Source, reason: str) -> Entry:
+    """The unavailable entry for a source that could not be imported at all."""
+    return Entry(source.stem, source, source.path or source.entry_point, 0, reason)
+
+
+def _entries_of(source: Source) -> list[Entry]:
+    try:
+        declarations = _import(source)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        file, line = _origin_of(error, source)
+        return [replace(blame(source, _say(error)), file=file, line=line)]
+    if not declarations:
+        return [blame(source, "registers no implementation (no @register call)")]
+    seen: dict[str, plugin.Declaration] = {}
+    entries = []
+    for declaration in declarations:
+        entry = _entry(declaration, source)
+        if declaration.name in seen and entry.reason is None:
+            entry = replace(
+                entry, reason=f"registered twice, first in line {seen[declaration.name].line}"
+            )
+        seen.setdefault(declaration.name, declaration)
+        entries.append(entry)
+    return entries
+
+
+def _entry(declaration: plugin.Declaration, source: Source) -> Entry:
+    cls = declaration.cls
+    is_sound = declaration.fault is None
+    path = Path(source.path or declaration.file)
+    return Entry(
+        name=declaration.name,
+        source=source,
+        file=declaration.file,
+        line=declaration.line,
+        reason=declaration.fault,
+        kind=cls.kind,
+        layout=cls.layout,
+        options=dict(cls.options) if is_sound else {},
+        features=tuple(sorted(cls.features)) if is_sound else (),
+        version=cls.version,
+        paper=cls.source,
+        summary=next(iter((cls.__doc__ or "").strip().splitlines()), ""),
+        source_sha256=_digest(path) if path.exists() else None,
+    )
+
+
+_loaded: dict[Source, list[plugin.Declaration]] = {}
+
+
+def _import(source: Source) -> list[plugin.Declaration]:
+    """Import a source once; return what it declared."""
+    if source not in _loaded:
+        before = len(plugin.declared)
+        module = _import_file(Path(source.path)) if source.path else _import_point(source)
+        fresh = plugin.declared[before:]
+        _loaded[source] = fresh or [d for d in plugin.declared if d.module == module.__name__]
+    return _loaded[source]
+
+
+def _import_point(source: Source) -> ModuleType:
+    name, _, attribute = source.entry_point.partition(":")
+    module = importlib.import_module(name.strip())
+    if attribute and not hasattr(module, attribute.strip()):
+        raise AttributeError(f"module {name!r} has no attribute {attribute.strip()!r}")
+    return module
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a shelf file or folder under a name of its own."""
+    name = f"attnbench_impls.{path.stem.replace('-', '_')}_{_digest(path)[:8]}"
+    is_folder = path.is_dir()
+    spec = importlib.util.spec_from_file_location(
+        name,
+        path / "__init__.py" if is_folder else path,
+        submodule_search_locations=[str(path)] if is_folder else None,
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _plugin_paths(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            is_module = path.suffix == ".py" or (path / "__init__.py").is_file()
+            if is_module and not path.name.startswith(("_", ".", "conftest", "test_")):
+                yield path
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of all Python files of a folder, names included."""
+    digest = hashlib.sha256()
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _origin_of(error: BaseException, source: Source) -> tuple[str, int]:
+    """File and line in the plugin where an import failed."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return error.filename, error.lineno or 0
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if source.path and f.filename.startswith(source.path)]
+    outside = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    for frame in [*own[::-1], *outside[::-1]]:
+        return frame.filename, frame.lineno or 0
+    return source.path or source.entry_point, 0
+
+
+def _say(error: BaseException) -> str:
+    linecache.checkcache()
+    first = next(iter(str(error).splitlines()), "")
+    return f"fails to import: {type(error).__name__}: {first}".rstrip(": ")
