@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from attnbench.alibi import alibi_bias, alibi_slopes
     from attnbench.inputs import Inputs, make_inputs
     from attnbench.masks import Mask, parse_mask
     from attnbench.plugin import Attention, ForwardBackward, Unsupported, register
@@ -25,6 +26,8 @@ __all__ = [
     "Problem",
     "Unsupported",
     "__version__",
+    "alibi_bias",
+    "alibi_slopes",
     "make_inputs",
     "parse_mask",
     "register",
@@ -40,6 +43,8 @@ _HOMES = {
     "parse_mask": "masks",
     "Inputs": "inputs",
     "make_inputs": "inputs",
+    "alibi_bias": "alibi",
+    "alibi_slopes": "alibi",
 }
 
 
