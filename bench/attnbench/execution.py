@@ -80,6 +80,12 @@ class Execution:
         if self.problem.direction == "backward":
             self._forward()
 
+    def forget(self) -> None:
+        """Drop the last step's results, so that their memory is not counted in the next."""
+        self._gradients = ()
+        if self.problem.direction != "backward":
+            self._out, self._saved = None, None
+
     def results(self) -> dict[str, torch.Tensor]:
         """Output (and gradients) of the last step, checked and in BHSD.
 

@@ -110,8 +110,8 @@ def discover(
         for entry in _entries_of(source):
             first = entries.get(entry.name)
             if entry.reason is None and first is not None:
-                reason = f"the name is taken by {first.file}:{first.line}"
-                entry = replace(entry, reason=reason)
+                reason = f"the name {entry.name!r} is taken by {first.file}:{first.line}"
+                entry = replace(entry, name=_second_name(entry), reason=reason)
             if entry.reason is None:
                 entries[entry.name] = entry
             else:
@@ -147,12 +147,16 @@ def _entries_of(source: Source) -> list[Entry]:
     for declaration in declarations:
         entry = _entry(declaration, source)
         if declaration.name in seen and entry.reason is None:
-            entry = replace(
-                entry, reason=f"registered twice, first in line {seen[declaration.name].line}"
-            )
+            reason = f"registers {entry.name!r} twice, first in line {seen[entry.name].line}"
+            entry = replace(entry, name=_second_name(entry), reason=reason)
         seen.setdefault(declaration.name, declaration)
         entries.append(entry)
     return entries
+
+
+def _second_name(entry: Entry) -> str:
+    """How to list an entry whose name is already somebody else's."""
+    return f"{entry.name} ({Path(entry.file).name}:{entry.line})"
 
 
 def _entry(declaration: plugin.Declaration, source: Source) -> Entry:

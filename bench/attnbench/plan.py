@@ -1,0 +1,151 @@
+"""The plan of a run: which implementation meets which problem, and what is done already."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from attnbench.errors import UserError, unknown
+from attnbench.problem import Problem
+from attnbench.record import point_id
+from attnbench.registry import Entry
+from attnbench.spec import Value, format_spec, parse_spec
+from attnbench.suite import Suite
+
+_FLOPS_A_SECOND = {"cpu": 2e10, "cuda": 1e13}  # of the float64 reference; for estimates only
+_OVERHEAD_S = 0.3  # building, verifying and measuring memory of one small point
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An implementation with the options it was asked to run with."""
+
+    entry: Entry
+    given: tuple[tuple[str, Value], ...] = ()
+
+    @property
+    def spec(self) -> str:
+        """``name:key=value``; unique within a run."""
+        return format_spec(self.entry.name, dict(self.given))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One contender on one problem."""
+
+    contender: Contender
+    problem: Problem
+    id: str
+
+
+@dataclass
+class Plan:
+    """All points of a run, grouped by problem: contenders of a shape run together."""
+
+    suite: Suite
+    device: str
+    groups: list[list[Point]] = field(default_factory=list)
+    finished: int = 0  # points found in the store, not planned again
+
+    @property
+    def points(self) -> list[Point]:
+        """Every point still to do."""
+        return [point for group in self.groups for point in group]
+
+    def estimated_s(self) -> float:
+        """A rough upper guess of the time the run takes."""
+        return sum(self.group_s(group) for group in self.groups)
+
+    def group_s(self, group: Sequence[Point]) -> float:
+        """The same for one group."""
+        measure = self.suite.measure
+        usable = sum(point.contender.entry.reason is None for point in group)
+        flops = group[0].problem.replace(direction="both", decode=False).flops()
+        reference_s = 2 * flops / _FLOPS_A_SECOND[self.device.partition(":")[0]]
+        return usable * (_OVERHEAD_S + measure.warmup_s + measure.max_s) + reference_s
+
+
+def choose(globs: Iterable[str], entries: Sequence[Entry]) -> list[Contender]:
+    """The contenders that globs such as ``sdpa*`` or ``triton:block_m=64`` name.
+
+    Raises:
+        UserError: a name nobody has, a glob that matches nothing, an unknown option.
+    """
+    chosen: dict[str, Contender] = {}
+    for glob in globs:
+        name, options = parse_spec(glob)
+        matching = [e for e in entries if fnmatch.fnmatchcase(e.name, name)]
+        if not matching:
+            raise unknown("implementation", name, [e.name for e in entries])
+        for entry in matching:
+            if entry.reason is None:
+                _check_options(entry, options)
+            contender = Contender(entry, tuple(sorted(options.items())))
+            chosen.setdefault(contender.spec, contender)
+    return list(chosen.values())
+
+
+def make_plan(
+    suite: Suite,
+    contenders: Sequence[Contender],
+    device: str,
+    machine_id: str,
+    done: frozenset[str] = frozenset(),
+    problems: Sequence[str] = (),
+    shard: tuple[int, int] = (1, 1),
+) -> Plan:
+    """Lay out the points that are still to be measured.
+
+    Args:
+        suite: what to measure.
+        contenders: who.
+        device: where.
+        machine_id: the environment's part of a point's identity.
+        done: ids of points that have a record already.
+        problems: beginnings of problem ids to restrict the run to; all if empty.
+        shard: (i, n): every n-th problem, starting with the i-th.
+
+    Raises:
+        UserError: no problem has such an id.
+    """
+    wanted = [p for p in suite.problems if not problems or p.id.startswith(tuple(problems))]
+    if not wanted:
+        raise UserError(f"--problem {' '.join(problems)}: suite {suite.name} has no such problem")
+    plan = Plan(suite, device)
+    index, count = shard
+    for problem in wanted[index - 1 :: count]:
+        group = [
+            Point(
+                c,
+                problem,
+                point_id(problem.id, c.spec, c.entry.source_sha256, machine_id, suite.verify.seed),
+            )
+            for c in contenders
+        ]
+        todo = [point for point in group if point.id not in done]
+        plan.finished += len(group) - len(todo)
+        if todo:
+            plan.groups.append(todo)
+    return plan
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``i/n`` with 1 ≤ i ≤ n."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise UserError(f"--shard {text!r}: must look like i/n with 1 ≤ i ≤ n, for example 1/4")
+    return int(index), int(count)
+
+
+def _check_options(entry: Entry, options: dict[str, Value]) -> None:
+    for key, value in options.items():
+        if key not in entry.options:
+            raise unknown("option", key, entry.options, where=entry.name)
+        default = entry.options[key]
+        is_number = isinstance(default, float) and type(value) in (int, float)
+        if type(value) is not type(default) and not is_number:
+            raise UserError(
+                f"{entry.name}: option {key} must be of type {type(default).__name__}, "
+                f"got {value!r}"
+            )

@@ -1,0 +1,52 @@
+"""Intervals: how sure a median is.
+
+The unit is the *round*, not the sample: samples taken back to back share the machine's
+mood, so the interval of their pooled median would be far too narrow (with autocorrelated
+noise a nominal 95 % interval covered 34 % of the time; medians of rounds brought back
+90 %). Each round's median counts once, and rounds are resampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_RESAMPLES = 2000
+_SEED = 20240607  # fixed: the same samples always give the same interval
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median with its 95 % interval, in the unit of the samples."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval, relative to the median."""
+        return (self.high - self.low) / 2 / self.median
+
+
+def median_interval(rounds: Sequence[Sequence[float]]) -> Interval:
+    """Median of the round medians, with a 95 % percentile bootstrap interval over rounds.
+
+    With one round there is nothing to resample: the interval is the range of its samples.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    medians = np.array([np.median(r) for r in rounds if len(r)], dtype=np.float64)
+    if not len(medians):
+        raise ValueError("no samples")
+    median = float(np.median(medians))
+    if len(medians) == 1:
+        samples = np.concatenate([np.asarray(r) for r in rounds if len(r)])
+        return Interval(median, float(samples.min()), float(samples.max()))
+    rng = np.random.default_rng(_SEED)
+    picks = rng.integers(0, len(medians), size=(_RESAMPLES, len(medians)))
+    low, high = np.percentile(np.median(medians[picks], axis=1), [2.5, 97.5])
+    return Interval(median, min(float(low), median), max(float(high), median))

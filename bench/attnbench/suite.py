@@ -1,0 +1,223 @@
+"""Suites: what to measure, read from TOML and checked to the last key.
+
+A suite names implementations (globs, with options to taste), a grid over any field of
+``Problem`` and single points. Everything that cannot be meant is refused with file, key,
+value and the nearest valid name; what merely cannot be done by some implementation is
+left to it to say (``unsupported``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from attnbench import shelves
+from attnbench.errors import UserError, unknown
+from attnbench.presets import PRESETS
+from attnbench.problem import Problem
+from attnbench.settings import Measure, Verify
+
+_PROBLEM_KEYS = (
+    *(f.name for f in dataclasses.fields(Problem)), "heads", "seqlen", "d_model", "preset",
+)  # fmt: skip
+_TABLES = ("measure", "verify")
+_RIVALS = {  # giving one of these with --set replaces the others
+    "heads": ("heads_q", "heads_kv"),
+    "seqlen": ("seqlen_q", "seqlen_k"),
+    "d_model": ("head_dim",),
+    "head_dim": ("d_model",),
+}
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A checked suite: every problem is valid."""
+
+    name: str
+    path: Path
+    title: str
+    baseline: str
+    impls: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    measure: Measure
+    verify: Verify
+
+    @property
+    def digest(self) -> str:
+        """8 hex digits of what is measured and how; runs with the same digest can resume."""
+        told = [
+            self.name,
+            [p.id for p in self.problems],
+            self.measure.model_dump(),
+            self.verify.model_dump(),
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
+
+
+class _File(BaseModel):
+    """The shape of the TOML file; the grid and points are checked key by key later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    title: str
+    baseline: str = ""
+    impls: list[str] = ["*"]
+    grid: dict[str, Any] = {}
+    points: list[dict[str, Any]] = []
+    measure: dict[str, Any] = {}
+    verify: dict[str, Any] = {}
+
+
+def find_suite(name: str, project: Path | None = None) -> Path:
+    """The file of a suite given by path or by name (looked up on the shelves).
+
+    Raises:
+        UserError: there is none; says which there are.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{name}: no such suite file")
+        return path
+    known = list_suites(project)
+    if name not in known:
+        raise unknown("suite", name, known)
+    return known[name]
+
+
+def list_suites(project: Path | None = None) -> dict[str, Path]:
+    """All suites by name; a project's own wins over a built-in one."""
+    found: dict[str, Path] = {}
+    for shelf in reversed(shelves.find("suites", project)):
+        found |= {path.stem: path for path in sorted(shelf.glob("*.toml"))}
+    return dict(sorted(found.items()))
+
+
+def load_suite(path: Path, overrides: Sequence[str] = ()) -> Suite:
+    """Read and check a suite.
+
+    Args:
+        path: the TOML file.
+        overrides: ``key=value`` texts (``--set``): a problem field, or ``measure.KEY`` or
+            ``verify.KEY``; the value is TOML, or a bare word.
+
+    Raises:
+        UserError: anything that cannot be meant, with file, key, value, nearest name.
+    """
+    try:
+        data = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    file = _validate(_File, data, path, "")
+    for override in overrides:
+        _apply(file, override)
+    if not file.impls:
+        raise UserError(f"{path}: impls is empty; it needs at least one name or glob")
+    problems = _expand(file, path)
+    return Suite(
+        name=path.stem,
+        path=path,
+        title=file.title,
+        baseline=file.baseline,
+        impls=tuple(file.impls),
+        problems=problems,
+        measure=_validate(Measure, file.measure, path, "measure"),
+        verify=_validate(Verify, file.verify, path, "verify"),
+    )
+
+
+def _expand(file: _File, path: Path) -> tuple[Problem, ...]:
+    """Every problem of the grid and the points, once, in order."""
+    if not file.grid and not file.points:
+        raise UserError(f"{path}: nothing to measure; it needs a [grid] or [[points]]")
+    problems: dict[Problem, None] = {}
+    for where, table in [("[grid]", file.grid), *(("[[points]]", p) for p in file.points)]:
+        for fields in _combinations(table, f"{path}: {where}"):
+            problems[_problem(fields, f"{path}: {where}")] = None
+    return tuple(problems)
+
+
+def _combinations(table: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
+    if not table:
+        return []
+    for key, value in table.items():
+        if key not in _PROBLEM_KEYS:
+            raise unknown("key", key, _PROBLEM_KEYS, where)
+        if value == []:
+            raise UserError(f"{where}: {key} is an empty list; nothing would be measured")
+    lists = [value if isinstance(value, list) else [value] for value in table.values()]
+    return [dict(zip(table, values, strict=True)) for values in itertools.product(*lists)]
+
+
+def _problem(fields: dict[str, Any], where: str) -> Problem:
+    preset = fields.pop("preset", None)
+    if preset is not None:
+        if preset not in PRESETS:
+            raise unknown("preset", preset, PRESETS, where)
+        base = dict(PRESETS[preset])
+        for key in fields:
+            for rival in _RIVALS.get(key, ()):
+                base.pop(rival, None)
+        if fields.keys() & {"seqlen_q", "seqlen_k"}:
+            base.pop("seqlen", None)
+        fields = {**base, **fields}
+    try:
+        return Problem.of(**fields)
+    except UserError as error:
+        told = ", ".join(f"{k} = {_toml(v)}" for k, v in fields.items())
+        raise UserError(f"{where}: {error} (in {told})") from error
+
+
+def _apply(file: _File, override: str) -> None:
+    """One ``--set key=value`` onto the file."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise UserError(f"--set {override!r}: must look like key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table, dot, inner = key.partition(".")
+    if dot:
+        if table not in _TABLES:
+            raise unknown("table", table, _TABLES, f"--set {key}")
+        getattr(file, table)[inner] = value
+        return
+    if key not in _PROBLEM_KEYS:
+        raise unknown("key", key, [*_PROBLEM_KEYS, *(f"{t}.KEY" for t in _TABLES)], "--set")
+    for fields in [file.grid] * bool(file.grid) + file.points:
+        for rival in _RIVALS.get(key, ()):
+            fields.pop(rival, None)
+        fields[key] = value
+
+
+def _validate(model: type[Settings], data: Mapping[str, Any], path: Path, table: str) -> Settings:
+    """Check a table against its model; the first fault becomes one clear line."""
+    where = f"{path}: [{table}]" if table else str(path)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown("key", key, model.model_fields, where) from error
+        if first["type"] == "missing":
+            raise UserError(f"{where}: {key} is missing") from error
+        message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        raise UserError(f"{where}: {key} = {_toml(first['input'])}: {message}") from error
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

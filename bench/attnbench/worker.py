@@ -1,0 +1,116 @@
+"""The worker process: does what may crash, hang or run out of memory.
+
+Run as ``python -m attnbench.worker EVENT_FD DEVICE``. Reads one task a line from standard
+input, writes events to EVENT_FD. Before each thing that can go wrong it says who is at
+work, so that the parent knows whom to blame.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Send = Callable[..., None]
+_PR_SET_PDEATHSIG = 1
+_MEMORY_SHARE = 0.9  # of what is available now; the rest keeps the machine alive
+
+
+def main() -> None:
+    """Serve tasks until standard input closes."""
+    event_fd, device = int(sys.argv[1]), sys.argv[2]
+    _die_with_parent()
+    if device == "cpu":
+        _limit_memory()
+
+    def send(event: str, **data: Any) -> None:
+        line = json.dumps({"event": event, **data}, allow_nan=False) + "\n"
+        os.write(event_fd, line.encode())
+
+    for line in sys.stdin:
+        task = json.loads(line)
+        try:
+            _TASKS[task["do"]](task, send)
+        except Exception as error:  # a fault of attnbench itself, not of a plugin
+            traceback.print_exc()
+            send("failure", reason=f"{type(error).__name__}: {error}")
+        send("done")
+
+
+def _discover(task: dict[str, Any], send: Send) -> None:
+    """Import every source not in ``skip`` and send what was found."""
+    from attnbench import registry
+
+    project = Path(task["project"]) if task["project"] else None
+    found = registry.sources(project, [Path(p) for p in task["impls_dirs"]])
+    skip = {tuple(s) for s in task["skip"]}
+    wanted = [s for s in found if (s.path, s.entry_point) not in skip]
+
+    def announce(source: registry.Source) -> None:
+        send("importing", source=vars(source))
+
+    entries = registry.discover(wanted, announce)
+    send("entries", entries=[e.to_json() for e in entries])
+
+
+def _environment(task: dict[str, Any], send: Send) -> None:
+    from attnbench.environment import describe
+
+    send("environment", environment=describe(task["device"]))
+
+
+def _probe(task: dict[str, Any], send: Send) -> None:
+    from attnbench.workgroup import probe
+
+    probe(task, send)
+
+
+def _measure(task: dict[str, Any], send: Send) -> None:
+    from attnbench.workgroup import measure
+
+    measure(task, send)
+
+
+def _battery(task: dict[str, Any], send: Send) -> None:
+    from attnbench.workgroup import run_battery
+
+    run_battery(task, send)
+
+
+_TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
+    "discover": _discover,
+    "environment": _environment,
+    "probe": _probe,
+    "measure": _measure,
+    "battery": _battery,
+}
+
+
+def _die_with_parent() -> None:
+    """A killed parent must not leave a worker behind that keeps the device busy."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:  # it died before the line above
+        sys.exit("the parent is gone")
+
+
+def _limit_memory() -> None:
+    """Make an allocation that cannot be had fail, instead of inviting the kernel's killer."""
+    available = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable")
+    )
+    limit = int(available * _MEMORY_SHARE)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+if __name__ == "__main__":
+    main()

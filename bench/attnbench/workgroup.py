@@ -1,0 +1,301 @@
+"""What a worker does with one problem: verify every contender, then time them together.
+
+The order is fixed: build and verify each on one set of inputs; then load new contents into
+the same memory, time in interleaved rounds, and verify what the last timed call returned;
+then measure memory. A contender that fails drops out with its status, the others go on.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from attnbench import registry
+from attnbench.battery import CASES, run_case
+from attnbench.execution import Execution, WrongOutput
+from attnbench.inputs import Inputs, make_inputs
+from attnbench.measure.clock import clock_for
+from attnbench.measure.memory import peak_memory
+from attnbench.measure.sampling import Budget, Taken, sample
+from attnbench.plugin import Attention, Unsupported
+from attnbench.problem import Problem
+from attnbench.record import Memory, Samples, Status, TensorAccuracy
+from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
+
+Send = Callable[..., None]
+
+
+class Failed(Exception):
+    """A contender's own failure: what becomes of its point."""
+
+    def __init__(self, status: Status, reason: str, log: str | None = None) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+        self.reason = reason
+        self.log = log
+
+
+@dataclass
+class Contender:
+    """One implementation with options, on its way through the phases."""
+
+    key: str
+    implementation: Attention
+    execution: Execution | None = None
+    accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
+    wall_s: float = 0.0
+
+    @property
+    def running(self) -> Execution:
+        """The built execution."""
+        assert self.execution is not None
+        return self.execution
+
+
+class Group:
+    """All contenders of one problem, in one worker process."""
+
+    def __init__(self, task: dict[str, Any], send: Send) -> None:
+        self.problem = Problem.from_json(task["problem"])
+        self.device = torch.device(task["device"])
+        self.seed: int = task["seed"]
+        self.budget = Budget(**task["budget"])
+        self._send = send
+        self._alone = len(task["contenders"]) == 1
+        self._task = task
+        self._yardsticks: dict[int, Yardstick] = {}
+        self._ready: dict[str, Contender] = {}
+
+    def run(self) -> None:
+        """Measure every contender; send a ``result`` for each."""
+        self._send("step", who=None, phase="reference")
+        inputs = self._inputs(self.seed)
+        self._yardstick(self.seed, inputs)
+        for told in self._task["contenders"]:
+            with self._blaming(told["key"]):
+                contender = Contender(told["key"], _make(told))
+                self._build_and_verify(contender, inputs)
+                self._ready[contender.key] = contender
+        del inputs
+        if self._ready:
+            self._time()
+
+    # ---- phases ----------------------------------------------------------------------
+
+    def _build_and_verify(self, contender: Contender, inputs: Inputs) -> None:
+        started = time.perf_counter()
+        self._step(contender, "build")
+        contender.execution = Execution(
+            contender.implementation, self.problem, self.device, self.seed
+        )
+        self._step(contender, "verify")
+        contender.execution.load(inputs)
+        contender.execution.step()
+        self._synchronize()
+        contender.accuracy = self._judge(contender, self.seed, inputs)
+        contender.wall_s += time.perf_counter() - started
+
+    def _time(self) -> None:
+        """Interleaved rounds on fresh contents, then verification of the timed output."""
+        seed = self.seed + 1
+        self._send("step", who=None, phase="reference")
+        inputs = self._inputs(seed)
+        self._yardstick(seed, inputs)
+        for contender in list(self._ready.values()):
+            with self._blaming(contender.key):
+                self._step(contender, "load")
+                contender.running.load(inputs)
+        clock = clock_for(self.device)
+        taken = self._sample_survivors(clock)
+        for contender in list(self._ready.values()):
+            with self._blaming(contender.key):
+                self._step(contender, "check again")
+                again = self._judge(contender, seed, inputs)
+                contender.accuracy = _worse(contender.accuracy, again)
+        for contender in list(self._ready.values()):
+            with self._blaming(contender.key):
+                self._step(contender, "memory")
+                contender.running.forget()
+                memory = peak_memory(contender.running.step, self.device)
+                self._succeed(contender, taken[contender.key], clock.name, memory)
+
+    def _sample_survivors(self, clock: Any) -> dict[str, Taken]:
+        """Sample everybody; one that fails while timed drops out and the rest start again."""
+        while self._ready:
+            at_work = ""
+
+            def announce(key: str, phase: str) -> None:
+                nonlocal at_work
+                at_work = key
+                self._step(self._ready[key], phase)
+
+            calls = {key: c.running.step for key, c in self._ready.items()}
+            try:
+                return sample(calls, clock, self.budget, self.seed, announce)
+            except Exception as error:
+                self._fail(at_work, _classify(error))
+        return {}
+
+    # ---- truth -----------------------------------------------------------------------
+
+    def _judge(self, contender: Contender, seed: int, inputs: Inputs) -> dict[str, TensorAccuracy]:
+        """Compare the last step with the reference; raise ``Failed`` if it is wrong."""
+        execution = contender.running
+        results = execution.results()
+        changed = execution.changed_input()
+        if changed is not None:
+            raise Failed("incorrect", f"it overwrote its input {changed}")
+        keep = None
+        if self.problem.dropout_p > 0:
+            keep = execution.keep_mask()
+            if keep is None:
+                raise Unsupported("dropout cannot be verified: it reveals no keep mask")
+            yardstick = make_yardstick(self.problem, inputs, keep)
+        else:
+            yardstick = self._yardstick(seed, inputs)
+        accuracy = judge(
+            yardstick, results, approximate=contender.implementation.kind == "approximate"
+        )
+        if not passed(accuracy):
+            raise Failed("incorrect", explain(accuracy))
+        return accuracy
+
+    def _inputs(self, seed: int) -> Inputs:
+        return make_inputs(self.problem, seed, self.device)
+
+    def _yardstick(self, seed: int, inputs: Inputs) -> Yardstick:
+        if seed not in self._yardsticks:
+            self._yardsticks = {seed: make_yardstick(self.problem, inputs)}
+        return self._yardsticks[seed]
+
+    # ---- telling the parent ----------------------------------------------------------
+
+    def _step(self, contender: Contender, phase: str) -> None:
+        self._send("step", who=contender.key, phase=phase)
+
+    @contextmanager
+    def _blaming(self, key: str) -> Iterator[None]:
+        """Turn whatever goes wrong inside into this contender's result."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(key, _classify(error))
+
+    def _fail(self, key: str, failed: Failed) -> None:
+        self._ready.pop(key, None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._send(
+            "result",
+            who=key,
+            status=failed.status,
+            reason=failed.reason,
+            log_tail=failed.log,
+            alone=self._alone,
+        )
+
+    def _succeed(self, contender: Contender, taken: Taken, clock: str, memory: Memory) -> None:
+        interval = taken.interval
+        samples = Samples(
+            clock=clock,
+            times_s=[taken.rounds],
+            calls_per_sample=taken.calls_per_sample,
+            warmup_s=taken.warmup_s,
+            median_s=interval.median,
+            low_s=interval.low,
+            high_s=interval.high,
+            converged=taken.is_precise(self.budget),
+        )
+        self._send(
+            "result",
+            who=contender.key,
+            status="ok",
+            samples=samples.model_dump(),
+            memory=memory.model_dump(),
+            accuracy={name: a.model_dump() for name, a in contender.accuracy.items()},
+            wall_s=contender.wall_s + taken.warmup_s + taken.spent_s,
+        )
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measure(task: dict[str, Any], send: Send) -> None:
+    """Measure one problem's contenders and leave the process clean for the next."""
+    Group(task, send).run()
+    gc.collect()
+    if "torch._dynamo" in sys.modules:
+        # Compiled variants of this problem must not count towards the next one's limit.
+        torch._dynamo.reset()
+
+
+def probe(task: dict[str, Any], send: Send) -> None:
+    """Say for each entry whether it can do a problem here, without running it."""
+    problem = Problem.from_json(task["problem"])
+    for told in task["contenders"]:
+        send("step", who=told["key"], phase="probe")
+        try:
+            Execution(_make(told), problem, torch.device(task["device"]))
+            send("probed", who=told["key"], reason=None)
+        except Exception as error:
+            send("probed", who=told["key"], reason=_classify(error).reason)
+
+
+def run_battery(task: dict[str, Any], send: Send) -> None:
+    """Run the conformance battery over one implementation, case by case."""
+    (told,) = task["contenders"]
+    device = torch.device(task["device"])
+    implementation = _make(told)
+    for case in CASES:
+        if case.name in task["skip"]:
+            continue
+        send("step", who=case.name, phase="battery")
+        result = run_case(implementation, case, device)
+        send(
+            "case",
+            who=case.name,
+            status=result.status,
+            reason=result.reason,
+            accuracy={name: a.model_dump() for name, a in result.accuracy.items()},
+        )
+
+
+def _make(told: dict[str, Any]) -> Attention:
+    entry = registry.Entry.from_json(told["entry"])
+    return registry.load(entry)(**told["options"])
+
+
+def _classify(error: Exception) -> Failed:
+    """What a plugin's exception means for its point."""
+    if isinstance(error, Failed):
+        return error
+    if isinstance(error, Unsupported):
+        return Failed("unsupported", str(error) or "no reason given")
+    if isinstance(error, WrongOutput):
+        return Failed("incorrect", str(error))
+    log = "".join(traceback.format_exception(error))[-4000:]
+    text = next(iter(str(error).splitlines()), "")
+    is_oom = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if is_oom or "can't allocate memory" in str(error):
+        return Failed("oom", f"out of memory: {text}", log)
+    return Failed("error", f"{type(error).__name__}: {text}".rstrip(": "), log)
+
+
+def _worse(
+    before: dict[str, TensorAccuracy], after: dict[str, TensorAccuracy]
+) -> dict[str, TensorAccuracy]:
+    """Per tensor, the larger of the two errors that were seen."""
+    return {
+        name: max(accuracy, after[name], key=lambda a: a.max_abs or 0.0)
+        for name, accuracy in before.items()
+    }
