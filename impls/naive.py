@@ -41,7 +41,7 @@ class Textbook:
             empty_M1 = self.hidden_MN.all(dim=-1, keepdim=True)
             self.empty_M1 = empty_M1 if bool(empty_M1.any()) else None
         if problem.alibi:
-            self.bias_HMN = alibi_bias(problem, device).to(problem.torch_dtype)
+            self.bias_HMN = alibi_bias(problem, device)
 
     def __call__(
         self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor

@@ -63,9 +63,8 @@ class Sdpa(Attention):
         """The mask in the form that keeps the most backends possible."""
         lengths = (problem.seqlen_q, problem.seqlen_k)
         if problem.alibi:
-            bias_MN = problem.mask.additive(*lengths, torch.float32, device)
-            bias_HMN = alibi_bias(problem, device) + bias_MN
-            return {"attn_mask": bias_HMN[None].to(problem.torch_dtype)}
+            bias_MN = problem.mask.additive(*lengths, problem.torch_dtype, device)
+            return {"attn_mask": (alibi_bias(problem, device) + bias_MN)[None]}
         if problem.mask.kind == "full":
             return {}
         if problem.mask.kind == "causal" and problem.seqlen_q == problem.seqlen_k:
@@ -97,6 +96,7 @@ class SdpaEfficient(Sdpa):
     """SDPA's memory-efficient attention (the xformers CUTLASS kernel)."""
 
     backend = SDPBackend.EFFICIENT_ATTENTION
+    devices = ("cuda",)
 
 
 @register("sdpa-cudnn")
@@ -104,6 +104,7 @@ class SdpaCudnn(Sdpa):
     """SDPA's cuDNN fused attention."""
 
     backend = SDPBackend.CUDNN_ATTENTION
+    devices = ("cuda",)
 
 
 def _probe(call: Call, problem: Problem, device: torch.device) -> None:

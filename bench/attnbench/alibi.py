@@ -31,14 +31,23 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
 
 
 def alibi_bias(
-    problem: Problem, device: torch.device | str = "cpu", rows: slice = slice(None)
+    problem: Problem,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    rows: slice = slice(None),
 ) -> torch.Tensor:
-    """The bias on the logits of some query rows: float32 ``(H, rows, N)``."""
+    """The bias on the logits of some query rows: ``(H, rows, N)``.
+
+    Computed in float32 and then rounded to ``dtype``, by default the problem's; for
+    float64 computed in float64.
+    """
     import torch
 
+    dtype = problem.torch_dtype if dtype is None else dtype
+    work = torch.promote_types(dtype, torch.float32)
     offset = problem.seqlen_k - problem.seqlen_q
     q_pos_M = torch.arange(problem.seqlen_q, device=device)[rows] + offset
     k_pos_N = torch.arange(problem.seqlen_k, device=device)
-    distance_MN = (q_pos_M[:, None] - k_pos_N).abs().float()
-    slopes_H = torch.tensor(alibi_slopes(problem.heads_q), device=device)
-    return -slopes_H[:, None, None] * distance_MN
+    distance_MN = (q_pos_M[:, None] - k_pos_N).abs().to(work)
+    slopes_H = torch.tensor(alibi_slopes(problem.heads_q), dtype=work, device=device)
+    return (-slopes_H[:, None, None] * distance_MN).to(dtype)
