@@ -315,12 +315,18 @@ class Runner:
         )
 
 
+def contender_json(contender: Contender) -> Event:
+    """A contender as a worker's task names it."""
+    return {
+        "key": contender.spec,
+        "entry": contender.entry.to_json(),
+        "options": dict(contender.given),
+    }
+
+
 def _task(do: str, contenders: Sequence[Contender], device: str) -> Event:
     return {
         "do": do,
         "device": device,
-        "contenders": [
-            {"key": c.spec, "entry": c.entry.to_json(), "options": dict(c.given)}
-            for c in contenders
-        ],
+        "contenders": [contender_json(c) for c in contenders],
     }

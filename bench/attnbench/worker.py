@@ -27,7 +27,7 @@ def main() -> None:
     """Serve tasks until standard input closes."""
     event_fd, device = int(sys.argv[1]), sys.argv[2]
     _die_with_parent()
-    if device == "cpu":
+    if device == "cpu":  # a CUDA context needs far more address space than memory
         _limit_memory()
 
     def send(event: str, **data: Any) -> None:
@@ -61,9 +61,26 @@ def _discover(task: dict[str, Any], send: Send) -> None:
 
 
 def _environment(task: dict[str, Any], send: Send) -> None:
+    """Settle which device is meant and describe it, or say why there is none."""
+    import torch
+
     from attnbench.environment import describe
 
-    send("environment", environment=describe(task["device"]))
+    wanted = task["device"]
+    name, _, index = wanted.partition(":")
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        wanted = "cuda:0" if usable else "cpu"
+    elif name == "cuda" and (index.isdigit() or not index):
+        wanted = f"cuda:{index or 0}"
+        if int(index or 0) >= usable:
+            fault = f"torch {torch.__version__} sees {usable} usable GPUs here; allowed: auto, cpu"
+            return send("environment", environment={"fault": fault})
+    elif wanted != "cpu":
+        return send("environment", environment={"fault": "allowed: auto, cpu, cuda, cuda:N"})
+    if wanted == "cpu":
+        _limit_memory()
+    send("environment", environment=describe(wanted))
 
 
 def _probe(task: dict[str, Any], send: Send) -> None:

@@ -7,6 +7,7 @@ then measure memory. A contender that fails drops out with its status, the other
 
 from __future__ import annotations
 
+import fnmatch
 import gc
 import sys
 import time
@@ -257,7 +258,8 @@ def run_battery(task: dict[str, Any], send: Send) -> None:
     device = torch.device(task["device"])
     implementation = _make(told)
     for case in CASES:
-        if case.name in task["skip"]:
+        wanted = not task["only"] or any(fnmatch.fnmatch(case.name, g) for g in task["only"])
+        if case.name in task["skip"] or not wanted:
             continue
         send("step", who=case.name, phase="battery")
         result = run_case(implementation, case, device)

@@ -1,0 +1,148 @@
+"""The command line. Parses words; each command lives in ``attnbench.commands``.
+
+Nothing heavy is imported here, so that ``--help`` and every mistake answer at once.
+Exit codes: 0 done, 1 done and something is wrong or failed, 2 the request cannot be
+meant, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnbench import __version__
+from attnbench.errors import UserError, suggest
+
+_COMMANDS = {
+    "run": "verify, measure, record and render a suite",
+    "verify": "run the conformance battery over implementations",
+    "list": "show implementations, suites or reports, and what can run here",
+    "report": "render records as an HTML page, a Markdown summary and figures",
+    "doctor": "show the environment and what is missing",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, with the nearest valid name."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        if "invalid choice" in message and " (choose from" in message:
+            wrong = message.split("invalid choice: ")[1].split(" (choose")[0].strip("'")
+            message = message.rstrip(")") + ")" + suggest(wrong, _COMMANDS)
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parser().parse_args(words)
+        command = importlib.import_module(f"attnbench.commands.{arguments.command}_")
+        return int(command.main(arguments))
+    except UserError as error:
+        if "--debug" in words:
+            raise
+        print(f"attnbench: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("attnbench: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in words:
+            raise
+        kind = type(error).__name__
+        print(f"attnbench: internal error: {kind}: {error} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="attnbench",
+        description="Attention: verified against float64, measured with intervals.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"attnbench {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made = {}
+    for name, text in _COMMANDS.items():
+        made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made[name].add_argument("--debug", action="store_true", help="show tracebacks")
+        made[name].add_argument(
+            "--project",
+            type=Path,
+            metavar="DIR",
+            help="folder with impls/, suites/, reports/, results/ (default: current)",
+        )
+    _run_arguments(made["run"])
+    _verify_arguments(made["verify"])
+    made["list"].add_argument(
+        "what", nargs="?", default="impls", choices=["impls", "suites", "reports"]
+    )
+    _where(made["list"])
+    _report_arguments(made["report"])
+    _where(made["doctor"])
+    return parser
+
+
+def _where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--impls-dir",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a further folder of implementations; may be repeated",
+    )
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", help="a name from `attnbench list suites`, or a TOML file")
+    _where(parser)
+    parser.add_argument(
+        "--impls",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="implementations instead of the suite's; NAME:key=value sets options",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the grid, or measure.KEY, verify.KEY",
+    )
+    parser.add_argument("--problem", action="append", default=[], metavar="ID",
+                        help="only problems whose id begins so")  # fmt: skip
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="every N-th problem")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="default: PROJECT/results")
+    parser.add_argument("--fresh", action="store_true", help="start again in a new file")
+    parser.add_argument("--dry-run", action="store_true", help="print the points and the time")
+    parser.add_argument("--no-report", action="store_true", help="do not render the page")
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("impls", nargs="*", metavar="IMPL", help="names or globs (default: all)")
+    _where(parser)
+    parser.add_argument("--case", action="append", default=[], metavar="GLOB",
+                        help="only cases whose name matches")  # fmt: skip
+    parser.add_argument("--timeout", type=float, default=120.0, metavar="S",
+                        help="longest single case, in seconds")  # fmt: skip
+    parser.add_argument("-v", "--verbose", action="store_true", help="every case with its errors")
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT",
+                        help="record files or folders")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: PROJECT/reports/out/NAME")
+    parser.add_argument("--report", default="default", metavar="NAME",
+                        help="a definition from `attnbench list reports`")  # fmt: skip
+    parser.add_argument("--title", help="of the page")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One module per command; ``attnbench.cli`` parses the words and calls ``main``."""

@@ -1,0 +1,85 @@
+"""``attnbench doctor``: what this machine is, and what is missing for which purpose."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from attnbench import environment as environments
+from attnbench import shelves
+from attnbench.session import Session, open_session
+
+_EXTRAS = {
+    "report": ("altair", "jinja2", "matplotlib", "pandas", "vl_convert"),
+    "pytest": ("pytest", "pytest_benchmark"),
+    "xformers": ("xformers",),
+}
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the environment and the checks; 1 if measuring or rendering cannot work."""
+    console = Console()
+    with open_session(
+        arguments.project, arguments.device, arguments.impls_dir, lock=False
+    ) as session:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for section, values in _sections(session.environment).items():
+            table.add_row(f"[bold]{section}[/]", "")
+            for key, value in values.items():
+                table.add_row(f"  {key}", escape(str(value)))
+        console.print(table)
+        checks = _checks(session)
+    console.print()
+    for name, is_good, text in checks:
+        mark = {True: "[green]ok     [/]", False: "[red]missing[/]", None: "[yellow]note   [/]"}
+        console.print(f"{mark[is_good]} [bold]{name}[/] {escape(text)}", soft_wrap=True)
+    return 1 if any(is_good is False for _, is_good, _ in checks) else 0
+
+
+def _sections(environment: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found = dict(environment["identity"])
+    context = {k: v for k, v in environment["context"].items() if not isinstance(v, dict)}
+    for key, value in environment["context"].items():
+        if isinstance(value, dict):
+            found[key] = value
+    found["identity"] = {"machine": environments.machine_name(environment),
+                         "id": environments.machine_id(environment), **context}  # fmt: skip
+    return found
+
+
+def _checks(session: Session) -> list[tuple[str, bool | None, str]]:
+    """(what, good / bad / merely worth knowing, text) for everything that can be missing."""
+    found: list[tuple[str, bool | None, str]] = []
+    hardware = session.environment["identity"]["hardware"]
+    gpu = hardware.get("gpu")
+    found.append(
+        ("GPU", True if gpu else None, gpu or "none that torch can use; measuring the CPU")
+    )
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    found.append(
+        ("C++ compiler", True if compiler else None,
+         compiler or "none; torch.compile (flex) needs one on a CPU")
+    )  # fmt: skip
+    for extra, modules in _EXTRAS.items():
+        absent = [m for m in modules if importlib.util.find_spec(m) is None]
+        needed = extra == "report"
+        is_good = True if not absent else (False if needed else None)
+        text = f"no {', '.join(absent)}: pip install 'attnbench[{extra}]'" if absent else "there"
+        found.append((f"extra {extra}", is_good, text))
+    broken = [e for e in session.entries if e.reason is not None]
+    usable = len(session.entries) - len(broken)
+    found.append(("implementations", usable > 0, f"{usable} can be loaded"))
+    found += [
+        ("implementation", None, f"{e.name} unavailable: {e.file}:{e.line}: {e.reason}")
+        for e in broken
+    ]
+    for kind in ("impls", "suites", "reports"):
+        places = shelves.find(kind, session.project)  # type: ignore[arg-type]
+        found.append((f"shelf {kind}", bool(places), ", ".join(map(str, places)) or "none"))
+    return found

@@ -1,0 +1,132 @@
+"""``attnbench run``: from a suite to records on disk and a page."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.markup import escape
+
+from attnbench import environment as environments
+from attnbench import store
+from attnbench.commands import render
+from attnbench.plan import Plan, parse_shard
+from attnbench.progress import Display, duration
+from attnbench.record import STATUSES
+from attnbench.runner import Runner
+from attnbench.session import Session, open_session
+from attnbench.suite import find_suite, load_suite
+
+_BAD = ("incorrect", "timeout", "crash", "error")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the suite; 0 if nothing is wrong, 1 if some point failed, 130 if interrupted."""
+    console = Console()
+    shard = parse_shard(arguments.shard)
+    path = find_suite(arguments.suite, arguments.project)
+    suite = load_suite(path, arguments.set)
+    with open_session(
+        arguments.project, arguments.device, arguments.impls_dir, lock=not arguments.dry_run
+    ) as session:
+        file = session.results_file(suite, arguments.results, arguments.fresh)
+        plan = session.plan(suite, file, arguments.impls, arguments.problem, shard)
+        _announce(console, session, plan, file)
+        if arguments.dry_run:
+            _print_points(console, plan)
+            return 0
+        stopped = _measure(console, session, plan, file, _command(arguments))
+    counts = _count(plan, file)
+    _summary(console, counts, file)
+    if not arguments.no_report and counts.total():
+        out = (arguments.project or Path.cwd()) / "reports" / "out" / suite.name
+        render.page(console, [file], out, project=arguments.project)
+    if stopped:
+        console.print("Stopped early; the same command goes on from here.")
+        return 130
+    return 1 if any(counts[status] for status in _BAD) else 0
+
+
+def _measure(console: Console, session: Session, plan: Plan, file: Path, command: str) -> bool:
+    """Measure what is left; True if the user stopped it."""
+    if not plan.groups:
+        console.print("Every point has its record already; --fresh would measure again.")
+        return False
+    address = environments.save(session.environment, file.parent)
+    with store.Store(file) as kept, Display(plan, console) as display:
+        if kept.mended:
+            console.print(escape(kept.mended))
+        runner = Runner(plan, session.pool, address, kept.append, display, command)
+        with _graceful_interrupt(console, runner):
+            try:
+                runner.run()
+            except KeyboardInterrupt:
+                runner.stop_requested = True
+    return runner.stop_requested
+
+
+@contextmanager
+def _graceful_interrupt(console: Console, runner: Runner) -> Iterator[None]:
+    """First Ctrl-C: finish the problem in flight. Second: stop at once."""
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if runner.stop_requested:
+            raise KeyboardInterrupt
+        runner.stop_requested = True
+        console.print("Finishing the points in flight; Ctrl-C again stops at once.")
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _announce(console: Console, session: Session, plan: Plan, file: Path) -> None:
+    hardware = session.environment["identity"]["hardware"]
+    where = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
+    todo = len(plan.points)
+    console.print(f"[bold]{escape(plan.suite.title)}[/] on {plan.device} ({escape(where)})")
+    known = f", {plan.finished} done before" if plan.finished else ""
+    time_left = f", about {duration(plan.estimated_s())}" if todo else ""
+    console.print(f"{todo} points to measure{known}{time_left}; records in {escape(str(file))}")
+
+
+def _print_points(console: Console, plan: Plan) -> None:
+    for group in plan.groups:
+        console.print(f"{group[0].problem.id}  {escape(group[0].problem.label)}", soft_wrap=True)
+        for point in group:
+            reason = point.contender.entry.reason
+            note = f"  (unavailable: {reason})" if reason else ""
+            console.print(f"    {escape(point.contender.spec + note)}", soft_wrap=True)
+
+
+def _count(plan: Plan, file: Path) -> Counter[str]:
+    """Statuses of all records in the file that belong to this suite's problems."""
+    if not file.exists():
+        return Counter()
+    return Counter(record.status for record in store.load([file]).records)
+
+
+def _summary(console: Console, counts: Counter[str], file: Path) -> None:
+    told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    console.print(f"{counts.total()} points: {told or 'none'}. Records: {escape(str(file))}")
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The beginning of the command that reproduces one point of this run."""
+    words: Sequence[str] = ["attnbench", "run", arguments.suite]
+    for text in arguments.set:
+        words = [*words, "--set", text]
+    for folder in arguments.impls_dir:
+        words = [*words, "--impls-dir", str(folder)]
+    if arguments.device != "auto":
+        words = [*words, "--device", arguments.device]
+    return shlex.join(words)

@@ -1,0 +1,101 @@
+"""A session: one device, held for one run, with all that is known about it.
+
+Both doors (the command line and pytest) open one to discover implementations, name the
+environment, find the file to resume, and measure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnbench import environment as environments
+from attnbench import runner, store
+from attnbench.errors import UserError
+from attnbench.lock import device_lock
+from attnbench.plan import Plan, choose, make_plan
+from attnbench.registry import Entry
+from attnbench.suite import Suite
+
+
+@dataclass
+class Session:
+    """An open session; see :func:`open_session`."""
+
+    project: Path
+    device: str
+    pool: runner.WorkerPool
+    entries: list[Entry]
+    environment: dict[str, Any]
+
+    def results_file(self, suite: Suite, results: Path | None = None, fresh: bool = False) -> Path:
+        """The file of a suite's records on this machine.
+
+        Runs of the same problems with the same settings on the same machine share a file
+        and so resume each other. ``fresh`` names the next generation of that file; what
+        was measured before stays where it is.
+        """
+        folder = (results or self.project / "results") / environments.machine_name(self.environment)
+        stem = f"{suite.name}-{suite.digest}-{environments.machine_id(self.environment)[:6]}"
+        generation = 1
+        while _generation(folder, stem, generation + 1).exists():
+            generation += 1
+        if fresh and _generation(folder, stem, generation).exists():
+            generation += 1
+        return _generation(folder, stem, generation)
+
+    def plan(
+        self,
+        suite: Suite,
+        file: Path,
+        impls: Sequence[str] = (),
+        problems: Sequence[str] = (),
+        shard: tuple[int, int] = (1, 1),
+    ) -> Plan:
+        """The points of a suite that ``file`` has no record of."""
+        done = frozenset(r.id for r in store.load([file]).records) if file.exists() else frozenset()
+        contenders = choose(impls or suite.impls, self.entries)
+        machine = environments.machine_id(self.environment)
+        return make_plan(suite, contenders, self.device, machine, done, problems, shard)
+
+
+@contextlib.contextmanager
+def open_session(
+    project: Path | None = None,
+    device: str = "auto",
+    impls_dirs: Sequence[Path] = (),
+    *,
+    lock: bool = True,
+) -> Iterator[Session]:
+    """Start a worker, settle the device, hold it, and find out who can be measured.
+
+    Args:
+        project: the user's project; None is the current folder.
+        device: ``auto`` (a GPU if torch can use one), ``cpu``, ``cuda`` or ``cuda:N``.
+        impls_dirs: further folders of implementations.
+        lock: whether to hold the device; not needed only to look.
+
+    Raises:
+        UserError: the device is not there, or another attnbench holds it.
+    """
+    folder = (project or Path.cwd()).resolve()
+    for impls_dir in impls_dirs:
+        if not impls_dir.is_dir():
+            raise UserError(f"--impls-dir {impls_dir}: no such folder")
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(runner.WorkerPool(device))
+        known = runner.environment(pool)
+        if "fault" in known:
+            raise UserError(f"--device {device}: {known['fault']}")
+        pool.device = known["identity"]["hardware"]["device"]
+        if lock:
+            stack.enter_context(device_lock(pool.device))
+        entries = runner.discover(pool, folder, impls_dirs)
+        yield Session(folder, pool.device, pool, entries, known)
+
+
+def _generation(folder: Path, stem: str, number: int) -> Path:
+    return folder / (f"{stem}.jsonl" if number == 1 else f"{stem}.{number}.jsonl")
