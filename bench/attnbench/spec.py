@@ -7,6 +7,7 @@ the command line and a record say about the same thing is the same string.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from attnbench.errors import UserError
@@ -15,16 +16,19 @@ Value = bool | int | float | str
 
 
 def parse_value(text: str) -> Value:
-    """Read one value: ``true``/``false``, an integer, a float, else the text itself."""
-    lowered = text.strip().lower()
-    if lowered in ("true", "false"):
-        return lowered == "true"
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            continue
-    return text.strip()
+    """Read one value: ``true``/``false``, an integer, a finite float, else the text itself."""
+    text = text.strip()
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text  # no option is NaN or infinite
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, Value]]:
@@ -47,8 +51,20 @@ def parse_spec(text: str) -> tuple[str, dict[str, Value]]:
 
 
 def format_spec(name: str, options: Mapping[str, Value]) -> str:
-    """The inverse of :func:`parse_spec`, with keys sorted so that equal specs are equal text."""
+    """The inverse of :func:`parse_spec`, with keys sorted so that equal specs are equal text.
+
+    Raises:
+        UserError: a value that would not read back the same (a text with a comma, or one
+            that looks like a number).
+    """
     if not options:
         return name
-    words = (f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
-    return f"{name}:{','.join(sorted(words))}"
+    return f"{name}:{','.join(_word(name, key, options[key]) for key in sorted(options))}"
+
+
+def _word(name: str, key: str, value: Value) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    again = parse_value(text)
+    if "," in text or again != value or type(again) is not type(value):
+        raise UserError(f"{name}: option {key}={value!r} has no text form that reads back the same")
+    return f"{key}={text}"

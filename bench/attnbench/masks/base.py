@@ -223,6 +223,8 @@ def _short(value: Any) -> Any:
     """Lists in the text form: ``3+4+5``, and pairs ``0-0+1-0``."""
     if not isinstance(value, tuple):
         return value
+    if len(value) == 1 and not isinstance(value[0], tuple):
+        return value[0]
     return "+".join("-".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
 
 
