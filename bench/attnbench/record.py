@@ -98,9 +98,11 @@ class TensorAccuracy(_Part):
     ok: bool
     max_abs: float | None = None
     rel_l2: float | None = None  # ‖x − ref‖₂ / ‖ref‖₂
+    row_rel: float | None = None  # the same of the worst row (one token of one head)
     quantiles: dict[str, float] = {}  # of |x − ref|: "0.5", "0.9", "0.99", "0.999"
     max_abs_allowed: float | None = None
     rel_l2_allowed: float | None = None
+    row_rel_allowed: float | None = None
     naive_max_abs: float | None = None  # error of the textbook in the same dtype
     naive_rel_l2: float | None = None
     verdict: str = ""  # in words: is this mismatch normal?

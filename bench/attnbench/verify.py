@@ -1,0 +1,270 @@
+"""Is it right? Measures errors against the float64 oracle and says whether they are normal.
+
+The rule, for ``out``, ``dq``, ``dk`` and ``dv`` separately, each in max-abs and in L2:
+
+    error ≤ 2 × error of the textbook in the problem's dtype + floor
+
+It is the rule of FlashAttention's own tests (Dao-AILab/flash-attention,
+``tests/test_flash_attn.py`` and ``hopper/test_flash_attn.py``: ``(out - out_ref).abs().max()
+<= 2 * (out_pt - out_ref).abs().max() + atol``), with two changes. The reference is float64
+and not rounded. The floor follows the reference's own scale: at seqlen 16k the output of
+N(0, 1) inputs has a standard deviation of 0.013, where a fixed tolerance passes anything.
+
+The floor is there for shapes at which the textbook is exact by luck, and for what every
+fused kernel has to do. It is the sum of
+
+- rounding: one unit in the last place of the reference's largest element (max-abs); a
+  quarter of one, relative (L2: the typical error of rounding to nearest);
+- for gradients, eps32 · max|LSE|, relative: the backward makes the weights again from an
+  LSE kept in float32 (Dao et al. 2022, arXiv 2205.14135, algorithm 4);
+- for dq and dk, eps32 times the terms that cancel in ``dP − rowsum(grad_out ∘ out)``:
+  with one key the truth is zero, and float32 sums of the same terms in another order are not.
+
+Under a causal mask the rows differ in scale by √seqlen, so that a wrong late row drowns in
+the tolerance of the first. Hence a third measure, the largest relative L2 error of a row
+(one token of one head), with a wide limit: 8 × the textbook's + 8 units in the last place.
+
+Letters: B = batch, H = heads_q, M = seqlen_q, S = seqlen_q or seqlen_k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+
+import torch
+
+from attnbench.execution import WrongOutput
+from attnbench.inputs import Inputs
+from attnbench.mismatch import ROW_FLOOR, Mismatch, not_finite, row_errors
+from attnbench.oracle import Reference, reference, textbook
+from attnbench.plugin import Unsupported
+from attnbench.problem import Problem
+from attnbench.record import TensorAccuracy, finite
+
+_TIMES_TEXTBOOK = 2.0
+_TIMES_TEXTBOOK_ROW = 8.0  # finds rows that are wrong, not rows that are imprecise
+_FLOAT64_ULPS = 32  # the oracle has no spare digits there: both sides are rounded
+_ZERO = 1e4 * torch.finfo(torch.float64).eps  # smaller than this share of its terms is zero
+_QUANTILES = (0.5, 0.9, 0.99, 0.999)
+_SAMPLE = 1 << 20  # elements that quantiles are taken from
+_KEEP_SIGMAS = 6.0
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The three measures of one tensor's error."""
+
+    max_abs: float
+    rel_l2: float | None
+    row_rel: float | None
+
+    def within(self, allowed: Errors) -> bool:
+        """True if no measure exceeds its limit."""
+        mine, limits = (astuple(self), astuple(allowed))
+        return all(m <= x for m, x in zip(mine, limits, strict=True) if m is not None)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """The truth of one tensor, the textbook's error, and the error that is allowed."""
+
+    truth: torch.Tensor  # float64, (batch, heads, seqlen, dim)
+    is_zero: bool  # the truth is zero but for float64's own rounding: nothing is relative to it
+    textbook: Errors
+    allowed: Errors
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Truth and allowance for every tensor of one problem on one set of inputs."""
+
+    problem: Problem
+    standards: Mapping[str, Standard]  # by tensor: out, dq, dk, dv
+
+
+def make_yardstick(
+    problem: Problem, inputs: Inputs, keep_BHMN: torch.Tensor | None = None
+) -> Yardstick:
+    """Compute the truth and the textbook's error once, for all implementations.
+
+    Args:
+        problem: gradients are included unless its direction is ``forward``.
+        inputs: on the device where the work is to be done.
+        keep_BHMN: bool, which weights the implementation's dropout kept.
+
+    Raises:
+        Unsupported: the problem has dropout and there is no keep mask to verify it with.
+        WrongOutput: the keep mask cannot come from dropout with the problem's dropout_p.
+        ValueError: the inputs are not finite, so that there is no error to measure.
+    """
+    if problem.dropout_p > 0:
+        if keep_BHMN is None:
+            raise Unsupported("dropout cannot be verified: it reveals no dropout mask")
+        _check_keep(problem, keep_BHMN)
+    gradients = problem.direction != "forward"
+    truth = reference(problem, inputs, gradients=gradients, keep_BHMN=keep_BHMN)
+    if not all(bool(x.isfinite().all()) for x in truth.tensors().values()):
+        raise ValueError("the reference is not finite: the inputs hold NaN or infinity")
+    plain = _textbook(problem, inputs, gradients, keep_BHMN)
+    cancelling = _cancelling(problem, inputs, truth) if gradients else {}
+    standards = {
+        name: _standard(problem, name, x, plain[name], truth.lse_BHM, cancelling.get(name, 0.0))
+        for name, x in truth.tensors().items()
+    }
+    return Yardstick(problem, standards)
+
+
+def judge(
+    yardstick: Yardstick, results: Mapping[str, torch.Tensor], *, approximate: bool = False
+) -> dict[str, TensorAccuracy]:
+    """Measure an implementation's results (in BHSD) against the truth.
+
+    A value that is not finite fails and leaves no numbers. An approximate implementation
+    only has to be finite: its errors are recorded, no limit is set.
+
+    Raises:
+        ValueError: the results are not the tensors the problem asks for.
+    """
+    if set(results) != set(yardstick.standards):
+        raise ValueError(f"results are {sorted(results)}, not {sorted(yardstick.standards)}")
+    dtype = yardstick.problem.dtype
+    return {
+        name: _judge_one(standard, results[name], dtype, approximate)
+        for name, standard in yardstick.standards.items()
+    }
+
+
+def passed(accuracy: Mapping[str, TensorAccuracy]) -> bool:
+    """True if every tensor is as good as it has to be."""
+    return bool(accuracy) and all(a.ok for a in accuracy.values())
+
+
+def explain(accuracy: Mapping[str, TensorAccuracy]) -> str:
+    """One line: the first tensor that failed and why, and which others failed."""
+    failed = [name for name, a in accuracy.items() if not a.ok]
+    if not failed:
+        return "; ".join(f"{name} {a.verdict}" for name, a in accuracy.items())
+    others = f" (also wrong: {', '.join(failed[1:])})" if failed[1:] else ""
+    return f"{failed[0]} {accuracy[failed[0]].verdict}{others}"
+
+
+# ---- what is allowed ---------------------------------------------------------------------
+
+
+def _standard(
+    problem: Problem,
+    name: str,
+    truth: torch.Tensor,
+    plain: torch.Tensor,
+    lse_BHM: torch.Tensor,
+    cancelling: float,
+) -> Standard:
+    """The module's rule, for one tensor."""
+    is_float64 = problem.dtype == "float64"
+    eps = torch.finfo(problem.torch_dtype).eps * (_FLOAT64_ULPS if is_float64 else 1)
+    eps_sum = eps if is_float64 else torch.finfo(torch.float32).eps
+    lse = lse_BHM[lse_BHM.isfinite()].abs()
+    weights = eps_sum * float(lse.max()) if name != "out" and len(lse) else 0.0
+    largest, norm = float(truth.abs().max()), float(truth.norm())
+    noise, root = eps_sum * cancelling, math.sqrt(truth.numel())
+    is_zero = norm <= _ZERO * cancelling * root
+    own = _errors(truth, (plain.double() - truth).abs(), is_zero)
+    allowed = Errors(_TIMES_TEXTBOOK * own.max_abs + (eps + weights) * largest + noise, None, None)
+    if own.rel_l2 is not None and own.row_rel is not None:
+        allowed = Errors(
+            allowed.max_abs,
+            _TIMES_TEXTBOOK * own.rel_l2 + eps / 4 + weights + noise * root / norm,
+            _TIMES_TEXTBOOK_ROW * (own.row_rel + eps + weights) + noise / (ROW_FLOOR * largest),
+        )
+    return Standard(truth, is_zero, own, allowed)
+
+
+def _textbook(
+    problem: Problem, inputs: Inputs, gradients: bool, keep_BHMN: torch.Tensor | None
+) -> Mapping[str, torch.Tensor]:
+    """The textbook's results; where float16 overflows, bfloat16's stand in."""
+    plain = textbook(problem, inputs, gradients=gradients, keep_BHMN=keep_BHMN).tensors()
+    if all(bool(x.isfinite().all()) for x in plain.values()):
+        return plain
+    wide = problem.replace(dtype="bfloat16")
+    return textbook(wide, inputs, gradients=gradients, keep_BHMN=keep_BHMN).tensors()
+
+
+def _cancelling(problem: Problem, inputs: Inputs, truth: Reference) -> dict[str, float]:
+    """How large the terms are that cancel in each element of dq and dk."""
+    terms_BHM = (inputs.grad_out_BHME.double() * truth.out_BHME).abs().sum(dim=-1)
+    largest = problem.softmax_scale * float(terms_BHM.max())
+    q_max, k_max = (float(x.double().abs().max()) for x in (inputs.q_BHMD, inputs.k_BGND))
+    return {"dq": abs(largest) * k_max, "dk": abs(largest) * q_max}
+
+
+def _check_keep(problem: Problem, keep_BHMN: torch.Tensor) -> None:
+    p = problem
+    shape = (p.batch, p.heads_q, p.seqlen_q, p.seqlen_k)
+    if tuple(keep_BHMN.shape) != shape or keep_BHMN.dtype != torch.bool:
+        raise WrongOutput(
+            f"the dropout mask is {keep_BHMN.dtype} {tuple(keep_BHMN.shape)}, expected bool {shape}"
+        )
+    share = float(keep_BHMN.double().mean())
+    sigma = math.sqrt(p.dropout_p * (1 - p.dropout_p) / keep_BHMN.numel())
+    if abs(share - (1 - p.dropout_p)) > _KEEP_SIGMAS * sigma:
+        raise WrongOutput(
+            f"dropout kept {share:.2%} of the weights, expected {1 - p.dropout_p:.2%}"
+        )
+
+
+# ---- what was measured -------------------------------------------------------------------
+
+
+def _judge_one(
+    standard: Standard, result: torch.Tensor, dtype: str, approximate: bool
+) -> TensorAccuracy:
+    truth, own = standard.truth, standard.textbook
+    limits = Errors(math.inf, None, None) if approximate else standard.allowed
+    told = {
+        "naive_max_abs": finite(own.max_abs),
+        "naive_rel_l2": finite(own.rel_l2),
+        "max_abs_allowed": finite(limits.max_abs),
+        "rel_l2_allowed": finite(limits.rel_l2),
+        "row_rel_allowed": finite(limits.row_rel),
+    }
+    if result.shape != truth.shape:
+        shapes = f"shape {tuple(result.shape)}, expected {tuple(truth.shape)}"
+        return TensorAccuracy(ok=False, verdict=f"not normal: {shapes}", **told)
+    got = result.detach().to(truth.device, torch.float64)
+    if not bool(got.isfinite().all()):
+        return TensorAccuracy(ok=False, verdict=not_finite(got, truth), **told)
+    error = (got - truth).abs()
+    errors = _errors(truth, error, standard.is_zero)
+    is_close = errors.within(standard.allowed)
+    words = Mismatch(standard, got, error, errors, dtype)
+    abnormal = words.approximate if approximate else words.abnormal
+    return TensorAccuracy(
+        ok=is_close or approximate,
+        max_abs=errors.max_abs,
+        rel_l2=errors.rel_l2,
+        row_rel=errors.row_rel,
+        quantiles=_quantiles(error),
+        verdict=words.normal() if is_close else abnormal(),
+        **told,
+    )
+
+
+def _errors(truth: torch.Tensor, error: torch.Tensor, is_zero: bool) -> Errors:
+    """Measure ``error = |x − truth|``."""
+    max_abs = float(error.max())
+    if is_zero:
+        return Errors(max_abs, None, None)
+    row_rel = float(row_errors(truth, error).max())
+    return Errors(max_abs, float(error.norm() / truth.norm()), row_rel)
+
+
+def _quantiles(error: torch.Tensor) -> dict[str, float]:
+    """Quantiles of a bounded, evenly spaced sample."""
+    flat = error.flatten()
+    sample = flat[:: -(-flat.numel() // _SAMPLE)]
+    wanted = torch.tensor(_QUANTILES, dtype=sample.dtype, device=sample.device)
+    values = torch.quantile(sample, wanted).tolist()
+    return {str(q): value for q, value in zip(_QUANTILES, values, strict=True)}
