@@ -2,10 +2,7 @@
 
 A ``Problem`` is immutable, hashable and serialisable, and says nothing about who solves
 it. Everything that is published about a point is relative to the numbers computed here,
-so they are counted from the mask's exact pairs, never estimated.
-
-Letters: B = batch, H = heads_q, G = heads_kv, M = seqlen_q, N = seqlen_k,
-D = head_dim, E = head_dim_v.
+so they are counted from the mask's exact pairs (in ``cost``), never estimated.
 """
 
 from __future__ import annotations
@@ -16,8 +13,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from attnbench import cost
 from attnbench.errors import UserError, unknown
 from attnbench.masks import Full, Mask, parse_mask
 
@@ -47,7 +46,6 @@ DTYPE_ALIASES: Mapping[str, str] = {
 }
 
 _ALIASES = ("heads", "seqlen", "d_model")
-_LSE_BYTES = 4  # the log-sum-exp of each row is kept in float32
 
 
 @dataclass(frozen=True)
@@ -153,11 +151,13 @@ class Problem:
     def id(self) -> str:
         """16 hex digits that stay the same across processes, machines and versions.
 
-        Only fields that differ from their default enter the hash, so that a field added
-        later does not rename every older problem.
+        Only fields that differ from their default enter the hash (the mask as its text, for
+        which the same holds), so that a field added later does not rename older problems.
         """
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        told = {k: v for k, v in self.to_json().items() if getattr(self, k) != defaults[k]}
+        fields = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
+        told = {name: value for name, (value, default) in fields.items() if value != default}
+        if "mask" in told:
+            told["mask"] = str(self.mask)
         text = json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -218,54 +218,18 @@ class Problem:
         }
         return frozenset(name for name, is_needed in needed.items() if is_needed)
 
-    def flops(self) -> int:
-        """Floating-point operations of the matrix products, two a multiply-add.
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one element of q, k, v and the output."""
+        return DTYPES[self.dtype]
 
-        Attention's forward is 2·pairs·(D + E) a head (QKᵀ and PV), counted over exactly
-        the pairs the mask keeps; the backward 2·pairs·(3D + 2E): dV, dP, dQ, dK and the
-        logits again, which for D = E is the 2.5 × of FlashAttention-2 (Dao 2023, arXiv
-        2307.08691, §4.1). ``layer`` adds the four projections, with twice their forward
-        for the backward. Softmax is not counted, as everywhere in the field.
-        """
-        pairs = self.batch * self.heads_q * self.mask.coverage(self.seqlen_q, self.seqlen_k).pairs
-        forward = 2 * pairs * (self.head_dim + self.head_dim_v)
-        backward = 2 * pairs * (3 * self.head_dim + 2 * self.head_dim_v)
-        if self.level == "layer":
-            forward += self._projection_flops()
-            backward += 2 * self._projection_flops()
-        return {"forward": forward, "backward": backward, "both": forward + backward}[
-            self.direction
-        ]
+    def flops(self) -> int:
+        """Floating-point operations in its direction; see :func:`attnbench.cost.flops`."""
+        return cost.flops(self)
 
     def ideal_bytes(self) -> int:
-        """Fewest bytes that must cross device memory: each needed element once.
-
-        Only keys that some query may see, and queries that may see some key, have to be
-        read; every output row is written. Forward: q, k, v in; out and (for training, as
-        every fused kernel keeps it) the float32 LSE out. Backward: q, k, v, out, grad_out
-        and LSE in; dq, dk, dv out. ``layer`` adds the projection weights and the hidden
-        states instead of q, k, v and out.
-        """
-        size = DTYPES[self.dtype]
-        seen = self.mask.coverage(self.seqlen_q, self.seqlen_k)
-        query_heads, key_heads = self.batch * self.heads_q, self.batch * self.heads_kv
-        read = query_heads * seen.queries * self.head_dim
-        read += key_heads * seen.keys * (self.head_dim + self.head_dim_v)
-        out = query_heads * self.seqlen_q * self.head_dim_v
-        lse = query_heads * self.seqlen_q * _LSE_BYTES
-        gradients = query_heads * self.seqlen_q * self.head_dim
-        gradients += key_heads * self.seqlen_k * (self.head_dim + self.head_dim_v)
-        active_out = query_heads * seen.queries * self.head_dim_v
-        forward = size * (read + out) + lse
-        backward = size * (read + 2 * active_out + gradients) + lse
-        if self.level == "layer":
-            weights = self._projection_weights()
-            hidden = self.batch * (self.seqlen_q + self.seqlen_k) * self.d_model
-            forward += size * (weights + hidden + self.batch * self.seqlen_q * self.d_model)
-            backward += size * 2 * (weights + hidden)
-        return {"forward": forward, "backward": backward, "both": forward + backward}[
-            self.direction
-        ]
+        """Fewest bytes to move; see :func:`attnbench.cost.ideal_bytes`."""
+        return cost.ideal_bytes(self)
 
     # ---- checks ----------------------------------------------------------------------
 
@@ -280,11 +244,13 @@ class Problem:
             raise UserError(f"heads_q {self.heads_q} is not a multiple of heads_kv {self.heads_kv}")
 
     def _check_numbers(self) -> None:
-        _check_number("dropout_p", self.dropout_p, low=0, below=1)
+        numbers = {"dropout_p": _number("dropout_p", self.dropout_p, low=0, below=1)}
         if self.scale is not None:
-            _check_number("scale", self.scale)
+            numbers["scale"] = _number("scale", self.scale)
         if self.softcap is not None:
-            _check_number("softcap", self.softcap, above=0)
+            numbers["softcap"] = _number("softcap", self.softcap, above=0)
+        for field, value in numbers.items():  # 1 and 1.0 are the same problem
+            object.__setattr__(self, field, value)
         for field in ("alibi", "decode"):
             if not isinstance(getattr(self, field), bool):
                 raise UserError(f"{field} must be true or false, got {getattr(self, field)!r}")
@@ -305,16 +271,6 @@ class Problem:
                 f"seqlen_k {self.seqlen_k}"
             )
 
-    def _projection_weights(self) -> int:
-        wide = self.heads_q * (self.head_dim + self.head_dim_v)
-        return self.d_model * (wide + self.heads_kv * (self.head_dim + self.head_dim_v))
-
-    def _projection_flops(self) -> int:
-        from_q = self.heads_q * (self.head_dim + self.head_dim_v)  # Wq and Wo
-        from_k = self.heads_kv * (self.head_dim + self.head_dim_v)  # Wk and Wv
-        rows = self.seqlen_q * from_q + self.seqlen_k * from_k
-        return 2 * self.batch * self.d_model * rows
-
 
 def read_dtype(name: str) -> str:
     """The torch name of a dtype given by torch's name or a usual short one (bf16, fp32…)."""
@@ -331,14 +287,20 @@ def _expand_alias(
         return
     for target in targets:
         if target in values:
-            raise UserError(f"give either {alias} or {target}, not both")
+            raise UserError(
+                f"give either {alias} or {target}, "
+                f"got {alias} {fields[alias]!r} and {target} {values[target]!r}"
+            )
         values[target] = fields[alias]
 
 
 def _head_dim(d_model: Any, values: Mapping[str, Any]) -> int:
     heads = values.get("heads_q", Problem.heads_q)
     if "head_dim" in values:
-        raise UserError("give either d_model or head_dim, not both")
+        raise UserError(
+            "give either d_model or head_dim, "
+            f"got d_model {d_model!r} and head_dim {values['head_dim']!r}"
+        )
     for name, value in (("d_model", d_model), ("heads_q", heads)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{name} must be a positive integer, got {value!r}")
@@ -347,19 +309,26 @@ def _head_dim(d_model: Any, values: Mapping[str, Any]) -> int:
     return int(d_model // heads)
 
 
-def _check_number(
+def _number(
     name: str,
     value: Any,
     low: float | None = None,
     above: float | None = None,
     below: float | None = None,
-) -> None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    ok = ok and (low is None or value >= low) and (above is None or value > above)
-    ok = ok and (below is None or value < below)
+) -> float:
+    """The value as a float, if it is finite and within its limits."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        number = float(value) if is_number else math.nan
+    except OverflowError:
+        number = math.inf
+    ok = math.isfinite(number)
+    ok = ok and (low is None or number >= low) and (above is None or number > above)
+    ok = ok and (below is None or number < below)
     if not ok:
         limits = [f"≥ {low}"] * (low is not None) + [f"> {above}"] * (above is not None)
         limits += [f"< {below}"] * (below is not None)
         raise UserError(
             f"{name} must be a finite number {' and '.join(limits)}".rstrip() + f", got {value!r}"
         )
+    return number
