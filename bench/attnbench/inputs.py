@@ -1,7 +1,7 @@
 """The tensors of a problem: q, k, v and the gradient that comes back, drawn from a seed.
 
 Drawn in float32 by a CPU generator and then rounded to the problem's dtype, so that every
-device and every implementation gets the same bits, and the float64 reference starts from
+device and every implementation gets the same values, and the float64 reference starts from
 the very values the implementation saw. Zeros, constants and uniform [0, 1) numbers are
 never used: they hide errors (mean(V) would pass) and can run faster than real data.
 
@@ -17,8 +17,8 @@ import torch
 
 from attnbench.problem import Problem
 
-_LARGE = 6.0  # standard deviation of each of q and k; logits reach hundreds at head_dim 64
-_PEAK = 4.0  # share of its own key in each "peaky" query
+_LARGE = 6.0  # standard deviation of each of q and k; that of a logit is its square, 36
+_PEAK = 4.0  # share of the key it points at in each "peaky" query
 _CORRELATION = 0.95  # of neighbouring tokens in "correlated"
 _CACHE_SLACK = 256  # free slots behind the filled part of a decode KV cache
 
@@ -38,12 +38,15 @@ class Inputs:
 
 
 def make_inputs(problem: Problem, seed: int, device: torch.device | str = "cpu") -> Inputs:
-    """Draw the inputs of ``problem``; the same seed gives the same bits everywhere.
+    """Draw the inputs of ``problem``; the same seed gives the same values on every device.
 
-    The kinds: ``normal`` is N(0, 1). ``large`` has logits of hundreds, where a softmax
-    without max-subtraction overflows. ``peaky`` makes each query point at one key, so that
-    nearly all weight sits on one position. ``correlated`` walks slowly along the sequence
-    (AR(1)), as neighbouring tokens of real text do.
+    The kinds: ``normal`` is N(0, 1). ``large`` has logits of a hundred and more, where a
+    softmax without max-subtraction overflows (float32 does at 88.7). ``peaky`` makes each
+    query point at one key at or before its own position, so that at head_dim ≥ 32 nearly
+    all weight sits there if the mask allows it. ``correlated`` walks slowly along the
+    sequence (AR(1)), as neighbouring tokens of real text do. ``grad_out`` is N(0, 1) always.
+
+    A decode step's k and v are views of a longer cache, with NaN in the slots behind.
     """
     generator = torch.Generator().manual_seed(seed)
     p = problem
