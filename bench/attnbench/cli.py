@@ -15,6 +15,7 @@ from pathlib import Path
 
 from attnbench import __version__
 from attnbench.errors import UserError, suggest
+from attnbench.process import WorkerDied
 
 _COMMANDS = {
     "run": "verify, measure, record and render a suite",
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"attnbench: error: {error}", file=sys.stderr)
         return 2
+    except WorkerDied as death:
+        print(f"attnbench: error: {death.reason}\n{death.log}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("attnbench: interrupted", file=sys.stderr)
         return 130

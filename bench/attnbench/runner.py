@@ -153,6 +153,8 @@ def probe(pool: WorkerPool, entries: Sequence[Entry], problem: dict[str, Any]) -
                     if event["reason"] is not None:
                         reasons[event["who"]] = event["reason"]
         except WorkerDied as death:
+            if not at_work or at_work in answered:
+                raise
             reasons[at_work] = death.reason
             answered.add(at_work)
         todo = [c for c in todo if c.spec not in answered]

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from attnbench import registry
-from attnbench.battery import CASES, run_case
 from attnbench.execution import Execution, WrongOutput
 from attnbench.inputs import Inputs, make_inputs
 from attnbench.measure.clock import clock_for
@@ -254,6 +253,8 @@ def probe(task: dict[str, Any], send: Send) -> None:
 
 def run_battery(task: dict[str, Any], send: Send) -> None:
     """Run the conformance battery over one implementation, case by case."""
+    from attnbench.battery import CASES, run_case
+
     (told,) = task["contenders"]
     device = torch.device(task["device"])
     implementation = _make(told)

@@ -80,6 +80,6 @@ def _checks(session: Session) -> list[tuple[str, bool | None, str]]:
         for e in broken
     ]
     for kind in ("impls", "suites", "reports"):
-        places = shelves.find(kind, session.project)  # type: ignore[arg-type]
+        places = shelves.find(kind, session.project)
         found.append((f"shelf {kind}", bool(places), ", ".join(map(str, places)) or "none"))
     return found
