@@ -79,7 +79,8 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def _settle(self) -> None:
         """Learn from the group that ended how estimates compare with the truth."""
