@@ -46,7 +46,8 @@ def main(arguments: argparse.Namespace) -> int:
     counts = _count(plan, file)
     _summary(console, counts, file)
     if not arguments.no_report and counts.total():
-        out = (arguments.project or Path.cwd()) / "reports" / "out" / suite.name
+        # Beside each other: a page for every machine that measured the suite.
+        out = (arguments.project or Path.cwd()) / "reports" / "out" / file.parent.name / suite.name
         render.page(console, [file], out, project=arguments.project)
     if stopped:
         console.print("Stopped early; the same command goes on from here.")
