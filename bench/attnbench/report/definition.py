@@ -1,0 +1,175 @@
+"""Report definitions: ``reports/*.toml`` says what a report shows, and in which order.
+
+A definition is a title, how to choose the axis, and a list of views with their settings.
+Unknown keys and views are refused with the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attnbench import shelves
+from attnbench.errors import UserError, suggest, unknown
+from attnbench.report.sweep import AXES
+
+
+class _View(BaseModel):
+    """What every view has. ``title`` and ``note`` replace the built-in texts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str | None = None
+    note: str | None = None
+
+
+class Verdicts(_View):
+    """The fastest correct implementation, a card for each panel."""
+
+    view: Literal["verdicts"]
+
+
+class Lines(_View):
+    """A figure against the axis, with its interval.
+
+    ``share_y`` gives all panels of a view the same vertical axis. ``figure`` also draws it
+    as PNG and SVG.
+    """
+
+    view: Literal["rate", "latency", "memory"]
+    scale: Literal["linear", "log"] | None = None
+    share_y: bool = False
+    figure: bool = True
+
+
+class Speedup(_View):
+    """Heat map of the baseline's time over everybody's."""
+
+    view: Literal["speedup"]
+    figure: bool = True
+
+
+class Accuracy(_View):
+    """Error of output and gradients against float64, with the tolerance."""
+
+    view: Literal["error"]
+    measure: Literal["rel_l2", "max_abs"] = "rel_l2"
+    figure: bool = True
+
+
+class Winners(_View):
+    """Crossover table: who is fastest at every value of the axis."""
+
+    view: Literal["winners"]
+
+
+class Support(_View):
+    """Status of every point, and the reason of those that are not ok."""
+
+    view: Literal["support"]
+
+
+class PointsTable(_View):
+    """Every point with all its figures and the command that reproduces it."""
+
+    view: Literal["points"]
+
+
+class EnvironmentTable(_View):
+    """The machines, and where they differ."""
+
+    view: Literal["environment"]
+
+
+class Reproduce(_View):
+    """How to run it again."""
+
+    view: Literal["reproduce"]
+
+
+View = (
+    Verdicts | Lines | Speedup | Accuracy | Winners | Support | PointsTable | EnvironmentTable
+    | Reproduce
+)  # fmt: skip
+
+_BY_NAME: Mapping[str, type[_View]] = {
+    "verdicts": Verdicts, "rate": Lines, "latency": Lines, "speedup": Speedup, "memory": Lines,
+    "error": Accuracy, "winners": Winners, "support": Support, "points": PointsTable,
+    "environment": EnvironmentTable, "reproduce": Reproduce,
+}  # fmt: skip
+"""Every view by the name that a definition calls it."""
+
+
+class Definition(BaseModel):
+    """One report."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str = "attnbench"
+    description: str = ""
+    axis: str = "auto"
+    views: tuple[Annotated[View, Field(discriminator="view")], ...] = Field(min_length=1)
+
+
+def load_definition(report: str, project: Path | None = None) -> Definition:
+    """Read a definition by the name of its file on a ``reports`` shelf, or by its path.
+
+    Raises:
+        UserError: there is no such report, or it is not valid; told with file and key.
+    """
+    path = Path(report) if report.endswith(".toml") else _on_shelf(report, project)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such report definition") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    return parse_definition(data, str(path))
+
+
+def parse_definition(data: Mapping[str, Any], where: str) -> Definition:
+    """Check a definition. ``where`` is named in errors."""
+    _check_names(data, where)
+    try:
+        return Definition.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = ".".join(str(part) for part in first["loc"] if part not in _BY_NAME)
+        raise UserError(f"{where}: {keys}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _check_names(data: Mapping[str, Any], where: str) -> None:
+    """Refuse unknown names before types are looked at, with the nearest valid one."""
+    for key in data:
+        if key not in Definition.model_fields:
+            raise unknown("key", key, Definition.model_fields, where)
+    axis = data.get("axis", "auto")
+    if axis not in ("auto", *AXES):
+        raise unknown("axis", axis, ("auto", *AXES), where)
+    views = data.get("views")
+    if not isinstance(views, list) or not all(isinstance(view, dict) for view in views):
+        raise UserError(f"{where}: views must be a list of tables ([[views]])")
+    for number, view in enumerate(views, start=1):
+        name = view.get("view")
+        if name not in _BY_NAME:
+            raise unknown("view", name, _BY_NAME, f"{where}: views[{number}]")
+        allowed = _BY_NAME[name].model_fields
+        for key in view:
+            if key not in allowed:
+                raise unknown("key", key, allowed, f"{where}: view {name!r}")
+
+
+def _on_shelf(name: str, project: Path | None) -> Path:
+    folders = shelves.find("reports", project)
+    for folder in folders:
+        path = folder / f"{name}.toml"
+        if path.is_file():
+            return path
+    names = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
+    raise UserError(
+        f"unknown report {name!r}; found: {', '.join(names) or 'none'}{suggest(name, names)}"
+    )

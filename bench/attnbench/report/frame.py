@@ -1,0 +1,84 @@
+"""The frame: every record as one row of a pandas DataFrame, derived figures included.
+
+This is what to load results into. Columns have their unit in their name; a figure that was
+not measured is missing (NaN), never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from attnbench.report.points import Point, load_points
+from attnbench.stats import Interval
+
+_ERRORS = ("rel_l2", "rel_l2_allowed", "max_abs", "max_abs_allowed", "naive_rel_l2")
+
+
+def load_frame(results: Sequence[Path]) -> pd.DataFrame:
+    """Records as a frame, one row a point, in an order that does not depend on the files'.
+
+    Columns: identity (``id``, ``suite``, ``implementation`` with its options, ``machine``,
+    ``device``, ``environment``), the problem's fields (``seqlen_q``, ``dtype``, ``mask``,
+    …), ``status`` and ``reason``; ``median_s``, ``tflops`` and ``speedup`` (against the
+    suite's baseline), each with ``…low`` and ``…high`` of its 95 % interval; ``flops``,
+    ``ideal_bytes``, ``intensity`` (FLOPs a byte); ``peak_bytes``, ``saved_bytes``; for each
+    tensor ``out_rel_l2``, ``out_rel_l2_allowed``, …; and ``error_ratio``, the worst error ÷
+    its tolerance. ``frame.attrs["problems"]`` holds a line for everything left out.
+
+    Raises:
+        UserError: a path does not exist.
+    """
+    loaded = load_points(results)
+    frame = pd.DataFrame([_row(point) for point in loaded.points])
+    frame.attrs["problems"] = list(loaded.problems)
+    return frame
+
+
+def _row(point: Point) -> dict[str, Any]:
+    record = point.record
+    row: dict[str, Any] = {
+        "id": record.id,
+        "suite": record.suite,
+        "implementation": point.implementation,
+        "name": record.implementation.name,
+        "kind": record.implementation.kind,
+        "version": record.implementation.version,
+        "source_sha256": record.implementation.source_sha256,
+        "status": record.status,
+        "reason": record.reason,
+        "device": record.device,
+        "machine": point.machine,
+        "environment": record.environment,
+        "time": record.time,
+        "baseline": record.baseline,
+        "is_baseline": point.is_baseline,
+        "problem_id": record.problem_id,
+        **point.fields,
+        **_interval("median_s", "low_s", "high_s", point.time_s),
+        "converged": record.samples.converged if record.samples else None,
+        **_interval("tflops", "tflops_low", "tflops_high", point.rate, 1e-12),
+        **_interval("speedup", "speedup_low", "speedup_high", point.speedup),
+        "flops": point.flops,
+        "ideal_bytes": point.ideal_bytes,
+        "intensity": point.intensity,
+        "peak_bytes": record.memory.peak_bytes if record.memory else None,
+        "saved_bytes": record.memory.saved_bytes if record.memory else None,
+        "reserved_bytes": record.memory.reserved_bytes if record.memory else None,
+    }
+    for tensor, accuracy in record.accuracy.items():
+        row |= {f"{tensor}_{name}": getattr(accuracy, name) for name in _ERRORS}
+    worst = point.worst_error
+    row |= {"worst_tensor": worst[0] if worst else None, "error_ratio": worst[1] if worst else None}
+    return row | {"wall_s": record.wall_s, "command": record.command}
+
+
+def _interval(
+    middle: str, low: str, high: str, value: Interval | None, scale: float = 1.0
+) -> dict[str, float | None]:
+    if value is None:
+        return {middle: None, low: None, high: None}
+    return {middle: value.median * scale, low: value.low * scale, high: value.high * scale}

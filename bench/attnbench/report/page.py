@@ -1,0 +1,253 @@
+"""The page: one HTML file with everything inside it and nothing to fetch.
+
+Records are untrusted. Every text goes through Jinja's autoescape or, as embedded JSON,
+through :func:`embed`; the page's policy allows its own two scripts by their hash and no
+request at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from attnbench.record import Implementation
+from attnbench.report import environments as env
+from attnbench.report import tables, units
+from attnbench.report.dataset import FILTERS, dataset, fixed
+from attnbench.report.definition import Definition
+from attnbench.report.environments import Environment
+from attnbench.report.points import Point
+from attnbench.report.style import Look
+from attnbench.report.sweep import Scope, facet_order
+from attnbench.report.verdicts import Verdict, verdicts
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+_TEXTS: Mapping[str, tuple[str, str]] = {
+    "verdicts": (
+        "Fastest correct implementation",
+        "On the largest problem of each kind, among implementations that passed verification "
+        "against float64. Where 95 % intervals overlap this run cannot tell who is faster, and "
+        "it is a tie.",
+    ),
+    "rate": (
+        "Throughput",
+        "Floating-point operations that the mask keeps ÷ median time of a call; higher is "
+        "better. Bands and bars are 95 % intervals of the median. A cross at the foot: the "
+        "point failed.",
+    ),
+    "latency": (
+        "Latency",
+        "Median time of one call; lower is better. Bands and bars are 95 % intervals of the "
+        "median. A cross at the foot: the point failed.",
+    ),
+    "speedup": (
+        "Speed-up over the baseline",
+        "Time of the baseline ÷ time of the implementation: 2× is twice as fast. Hatched cells "
+        "have no time, and say why.",
+    ),
+    "winners": (
+        "Crossovers",
+        "Who is fastest at each size. Several names are a tie: their intervals overlap.",
+    ),
+    "memory": (
+        "Peak memory",
+        "Highest allocation during one call, beyond the inputs; lower is better.",
+    ),
+    "error": (
+        "Error against float64",
+        "Of the output and of each gradient, a mark for each problem. Grey ticks are the "
+        "tolerances of those problems; a ring marks an error past its own.",
+    ),
+    "support": (
+        "Support and failures",
+        "How every point ended, in the order of the axis, and why those that are not ok ended so.",
+    ),
+    "points": ("All points", "Every point with its figures. A click on a heading sorts."),
+    "environment": ("Environment", "What the figures were measured on."),
+    "reproduce": (
+        "Reproduce",
+        "The command of a suite measures it again, or resumes it; that of a point is in the "
+        "table of all points.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PanelView:
+    """A panel as the template needs it. ``attributes`` are what filters look at."""
+
+    number: int
+    title: str
+    attributes: Mapping[str, str]
+    card: Verdict
+    columns: Sequence[Any]
+    heat: Sequence[tuple[Look, Sequence[tables.Cell]]]
+    winners: Mapping[Any, Verdict]
+    statuses: Mapping[str, Sequence[Point]]  # by implementation
+
+
+@dataclass(frozen=True)
+class ScopeView:
+    """A scope as the template needs it."""
+
+    number: int
+    label: str
+    scope: Scope
+    machine: str
+    counts: Sequence[tuple[str, int]]
+    measured: tuple[str, str]  # first and last time
+    panels: Sequence[PanelView]
+    looks: Sequence[Look]  # of the implementations it has
+    failures: Sequence[tables.Failure]
+    environments: Sequence[Environment]
+    implementations: Sequence[Implementation]
+
+
+def page(
+    definition: Definition,
+    scopes: Sequence[Scope],
+    looks: Mapping[str, Look],
+    environments: Mapping[str, Environment],
+    problems: Sequence[str],
+) -> str:
+    """The HTML text. The same records give the same bytes."""
+    bundle, script = _bundle(), _asset("page.js")
+    views = [_scope_view(i, scope, scopes, looks, environments) for i, scope in enumerate(scopes)]
+    template = _templates().get_template("page.html.j2")
+    text: str = template.render(
+        definition=definition,
+        texts=_TEXTS,
+        scopes=views,
+        looks=list(looks.values()),
+        looks_by_name=looks,
+        filters=_filters(scopes),
+        problems=problems,
+        statuses=tables.MEANINGS,
+        policy=_policy(bundle, script),
+        css=Markup(_asset("page.css")),
+        bundle=Markup(bundle),
+        script=Markup(script),
+        data=embed(dataset(definition, scopes, looks)),
+    )
+    return text
+
+
+def embed(data: Any) -> Markup:
+    """JSON that cannot end its ``<script>``, start a comment, or break a JavaScript line."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _scope_view(
+    number: int,
+    scope: Scope,
+    all_scopes: Sequence[Scope],
+    looks: Mapping[str, Look],
+    environments: Mapping[str, Environment],
+) -> ScopeView:
+    points = scope.points
+    own = [environments[a] for a in sorted({p.record.environment for p in points})]
+    machine = own[0].name
+    times = sorted(p.record.time for p in points)
+    names = {p.implementation for p in points}
+    return ScopeView(
+        number,
+        scope_label(scope, all_scopes, machine),
+        scope,
+        machine,
+        tables.status_counts(points),
+        (times[0], times[-1]),
+        [_panel_view(i, verdict, scope, looks) for i, verdict in tables.cards(scope)],
+        [look for name, look in looks.items() if name in names],
+        tables.failures(points, looks),
+        own,
+        list({p.implementation: p.record.implementation for p in points}.values()),
+    )
+
+
+def scope_label(scope: Scope, all_scopes: Sequence[Scope], machine: str) -> str:
+    """The suite, with as much of machine and device as it takes to tell scopes apart."""
+    same_suite = [s for s in all_scopes if s.suite == scope.suite]
+    if len(same_suite) == 1:
+        return scope.suite
+    same_machine = [s for s in same_suite if s.machine == scope.machine]
+    label = f"{scope.suite} · {machine}"
+    if len(same_machine) > 1:
+        return f"{label} · {scope.device}"
+    return f"{label} ({scope.machine[:6]})"
+
+
+def _panel_view(number: int, card: Verdict, scope: Scope, looks: Mapping[str, Look]) -> PanelView:
+    panel = card.panel
+    statuses: dict[str, list[Point]] = {}
+    for point in panel.points:
+        statuses.setdefault(point.implementation, []).append(point)
+    return PanelView(
+        number,
+        panel.title or "All points",
+        {f"data-{k}": v for k, v in fixed(panel).items()},
+        card,
+        tables.panel_values(scope, panel),
+        tables.heat_rows(scope, panel, looks),
+        {v.x: v for v in verdicts(scope, panel)},
+        statuses,
+    )
+
+
+def _filters(scopes: Sequence[Scope]) -> dict[str, list[str]]:
+    """The values to choose from, for fields that have more than one."""
+    points = [p for scope in scopes for p in scope.points]
+    found = {}
+    for field in FILTERS:
+        values = {str(p.fields.get(field)) for p in points}
+        if len(values) > 1:
+            found[field] = sorted(values, key=lambda v: facet_order(field, v))
+    return found
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(_TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.globals.update(
+        figures=tables.figures, glyphs=tables.GLYPHS, differences=env.differences,
+        in_common=env.in_common, count=units.count, commands=tables.suite_commands,
+    )  # fmt: skip
+    return environment
+
+
+@functools.cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, out of vl-convert's wheel."""
+    text: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return text
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _policy(*scripts: str) -> str:
+    """A Content-Security-Policy: these scripts, inline styles, and not one request."""
+    hashes = (
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    )
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:"

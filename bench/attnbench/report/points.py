@@ -1,0 +1,224 @@
+"""Points: records with what follows from them, computed on load and never stored.
+
+FLOPS come from the problem's exact count, speed-ups from the baseline's record of the same
+problem on the same machine. A figure that was not measured is None, never 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attnbench import store
+from attnbench.errors import UserError
+from attnbench.masks import parse_mask
+from attnbench.problem import Problem
+from attnbench.record import Record, TensorAccuracy
+from attnbench.report.environments import Environment, load_environments
+from attnbench.spec import format_spec, parse_spec
+from attnbench.stats import Interval
+
+
+@dataclass(frozen=True)
+class Point:
+    """One record and its derived figures.
+
+    Attributes:
+        fields: the problem's fields, flat: ``mask`` is its text, ``window``, ``block``, …
+            are the mask's own, ``d_model`` is added.
+        machine: equal for points whose figures may be compared.
+        label: the problem in a line.
+        time_s: seconds a call; rate: FLOP/s; speedup: baseline's time over this time.
+        flops, ideal_bytes: of the problem; None where this attnbench cannot read it.
+    """
+
+    record: Record
+    fields: Mapping[str, Any]
+    machine: str
+    label: str
+    flops: int | None = None
+    ideal_bytes: int | None = None
+    time_s: Interval | None = None
+    rate: Interval | None = None
+    speedup: Interval | None = None
+
+    @property
+    def implementation(self) -> str:
+        """Name with the options that were asked for: one line in a chart."""
+        return self.record.implementation.spec
+
+    @property
+    def scope(self) -> tuple[str, str, str]:
+        """What may be shown together: suite, machine, device."""
+        return self.record.suite, self.machine, self.record.device
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is the implementation that its suite compares with."""
+        return self.implementation == format_spec(*parse_spec(self.record.baseline))
+
+    @property
+    def intensity(self) -> float | None:
+        """Arithmetic intensity in FLOPs a byte, from the ideal bytes."""
+        if self.flops is None or not self.ideal_bytes:
+            return None
+        return self.flops / self.ideal_bytes
+
+    @property
+    def worst_error(self) -> tuple[str, float] | None:
+        """The tensor nearest to (or furthest past) its tolerance, and error ÷ tolerance."""
+        ratios = [
+            (ratio, name)
+            for name, accuracy in self.record.accuracy.items()
+            if (ratio := error_ratio(accuracy)) is not None
+        ]
+        if not ratios:
+            return None
+        ratio, name = max(ratios)
+        return name, ratio
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a report is made from, in an order that does not depend on the files'."""
+
+    points: tuple[Point, ...]
+    environments: Mapping[str, Environment]
+    problems: tuple[str, ...]  # what was left out or is missing, a line each
+
+
+def load_points(results: Sequence[Path]) -> Results:
+    """Read record files and folders, and derive every figure.
+
+    Raises:
+        UserError: a path does not exist.
+    """
+    loaded = store.load(results)
+    environments, missing = load_environments(results, loaded.records)
+    points: list[Point] = []
+    unreadable: list[str] = []
+    for record in loaded.records:
+        try:
+            points.append(_derive(record, environments[record.environment].machine))
+        except UserError as error:
+            unreadable.append(f"point {record.id}: no FLOPS: {error}")
+            points.append(_bare(record, environments[record.environment].machine))
+    points.sort(key=_order)
+    problems = [*loaded.problems, *missing, *sorted(unreadable)]
+    return Results(tuple(_with_speedups(points)), environments, tuple(problems))
+
+
+def current(points: Iterable[Point]) -> tuple[list[Point], list[str]]:
+    """Leave out what was measured with an earlier source of the same implementation.
+
+    Editing an implementation makes new points; showing them in one line with the old ones
+    would mix two implementations. The source measured last counts. Gives the points that
+    count, and a line for each implementation that lost some.
+    """
+    points = list(points)
+    newest: dict[tuple[Any, ...], tuple[str, str]] = {}
+    for point in points:
+        source = point.record.implementation.source_sha256 or ""
+        key = (*point.scope, point.implementation)
+        newest[key] = max(newest.get(key, ("", "")), (point.record.time, source))
+    kept: list[Point] = []
+    lost: dict[tuple[Any, ...], int] = {}
+    for point in points:
+        key = (*point.scope, point.implementation)
+        if (point.record.implementation.source_sha256 or "") == newest[key][1]:
+            kept.append(point)
+        else:
+            lost[key] = lost.get(key, 0) + 1
+    return kept, [
+        f"{suite}: {name}: {number} older record(s) left out, measured with an earlier source"
+        for (suite, _, _, name), number in sorted(lost.items())
+    ]
+
+
+def error_ratio(accuracy: TensorAccuracy) -> float | None:
+    """Error ÷ tolerance, the larger of relative L2 and max-abs; 1 is the limit."""
+    pairs = (
+        (accuracy.rel_l2, accuracy.rel_l2_allowed),
+        (accuracy.max_abs, accuracy.max_abs_allowed),
+    )
+    ratios = [error / allowed for error, allowed in pairs if error is not None and allowed]
+    return max(ratios) if ratios else None
+
+
+def speedup(baseline: Interval, own: Interval) -> Interval:
+    """Baseline's time over own time, with its interval.
+
+    The two intervals are combined on the log scale by the method of variance estimates
+    recovery (Zou & Donner 2008, Statistics in Medicine 27:1693), which needs no
+    assumption that they are symmetric.
+    """
+    middle = math.log(baseline.median / own.median)
+    down = math.hypot(math.log(baseline.median / baseline.low), math.log(own.high / own.median))
+    up = math.hypot(math.log(baseline.high / baseline.median), math.log(own.median / own.low))
+    return Interval(math.exp(middle), math.exp(middle - down), math.exp(middle + up))
+
+
+def _derive(record: Record, machine: str) -> Point:
+    problem = Problem.from_json(record.problem)
+    point = _bare(record, machine)
+    flops = problem.flops()
+    time_s = point.time_s
+    rate = None
+    if time_s is not None:
+        rate = Interval(flops / time_s.median, flops / time_s.high, flops / time_s.low)
+    return replace(
+        point,
+        label=problem.label,
+        fields={**point.fields, "d_model": problem.d_model, "mask": str(problem.mask)},
+        flops=flops,
+        ideal_bytes=problem.ideal_bytes(),
+        rate=rate,
+    )
+
+
+def _bare(record: Record, machine: str) -> Point:
+    """A point without what only a readable problem can tell."""
+    samples = record.samples
+    time_s = Interval(samples.median_s, samples.low_s, samples.high_s) if samples else None
+    return Point(record, _flat_fields(record), machine, record.problem_id, time_s=time_s)
+
+
+def _flat_fields(record: Record) -> dict[str, Any]:
+    fields = {**record.problem, "seed": record.seed}
+    mask = fields.get("mask")
+    if isinstance(mask, Mapping):
+        own = {k: v for k, v in mask.items() if k not in fields and k != "kind"}
+        fields = {**own, **fields, "mask": str(mask.get("kind", "")), "mask_kind": mask.get("kind")}
+        with contextlib.suppress(UserError):  # a newer attnbench's mask is called by its kind
+            fields["mask"] = str(parse_mask(mask))
+    return {k: v for k, v in fields.items() if isinstance(v, (bool, int, float, str))}
+
+
+def _with_speedups(points: Iterable[Point]) -> list[Point]:
+    points = list(points)
+    baselines = {
+        (p.scope, p.record.problem_id, p.record.seed): p.time_s
+        for p in points
+        if p.is_baseline and p.time_s is not None
+    }
+    derived = []
+    for point in points:
+        base = baselines.get((point.scope, point.record.problem_id, point.record.seed))
+        if base is not None and point.time_s is not None:
+            point = replace(point, speedup=speedup(base, point.time_s))
+        derived.append(point)
+    return derived
+
+
+def _order(point: Point) -> tuple[Any, ...]:
+    """Suites and machines apart, then problems of a kind by size; the records decide all."""
+    record, fields = point.record, point.fields
+    kind = (str(fields.get(name)) for name in ("direction", "dtype", "mask"))
+    size = (fields.get(name) for name in ("seqlen_q", "seqlen_k", "heads_q", "head_dim", "batch"))
+    numbers = (value if isinstance(value, int) else 0 for value in size)
+    return (record.suite, point.machine, record.device, *kind, *numbers, record.problem_id,
+            point.implementation, record.time, record.id)  # fmt: skip

@@ -1,0 +1,167 @@
+"""Views that are tables of text: cards, heat map, crossovers, support matrix, failures.
+
+Each function turns a scope into plain rows of text, which the HTML template, the Markdown
+summary and the figures share, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnbench.record import STATUSES, Status
+from attnbench.report import units
+from attnbench.report.points import Point
+from attnbench.report.style import Look
+from attnbench.report.sweep import Panel, Scope, natural
+from attnbench.report.verdicts import Verdict, headline, verdicts
+
+SHORT: Mapping[Status, str] = {
+    "ok": "ok", "incorrect": "wrong", "unsupported": "unsup.", "unavailable": "absent",
+    "oom": "OOM", "timeout": "timeout", "crash": "crash", "error": "error",
+}  # fmt: skip
+GLYPHS: Mapping[Status, str] = {
+    "ok": "✓", "incorrect": "✗", "unsupported": "–", "unavailable": "∅",
+    "oom": "M", "timeout": "T", "crash": "C", "error": "E",
+}  # fmt: skip
+MEANINGS: Mapping[Status, str] = {
+    "ok": "verified against float64, then timed",
+    "incorrect": "error past the tolerance; not timed",
+    "unsupported": "the implementation says it cannot do this",
+    "unavailable": "could not be loaded on this machine",
+    "oom": "out of memory",
+    "timeout": "no answer in time",
+    "crash": "the process died",
+    "error": "raised an error",
+}
+_FULL_TINT = 3.0  # a speed-up of 2³ or 2⁻³ has the strongest colour
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the heat map. Without a number it says why in ``text``."""
+
+    x: Any
+    text: str
+    status: str  # a Status, "no-baseline", "none" (no such point)
+    tip: str = ""
+    tint: float = 0.0  # −1 (much slower) … 1 (much faster)
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Points of one implementation that ended the same way for the same reason."""
+
+    look: Look
+    status: Status
+    reason: str
+    points: tuple[Point, ...]
+
+
+def figures(point: Point) -> dict[str, str]:
+    """The figures of a point as text; only those it has."""
+    memory, worst = point.record.memory, point.worst_error
+    texts = {
+        "time": point.time_s and units.interval(point.time_s, units.SECONDS),
+        "rate": point.rate and units.interval(point.rate, units.FLOPS),
+        "speedup": point.speedup and speedup_text(point),
+        "memory": memory
+        and memory.peak_bytes is not None
+        and units.quantity(memory.peak_bytes, units.BYTES),
+        "error": worst and f"{worst[0]} at {units.number(worst[1], 2)} of its tolerance",
+    }
+    return {name: text for name, text in texts.items() if text}
+
+
+def speedup_text(point: Point) -> str:
+    """``2.31× [2.28, 2.35]``, or nothing."""
+    if point.speedup is None:
+        return ""
+    low, high = (units.number(end) for end in (point.speedup.low, point.speedup.high))
+    return f"{units.ratio(point.speedup.median)} [{low}, {high}]"
+
+
+def status_counts(points: Iterable[Point]) -> list[tuple[Status, int]]:
+    """How many points ended how, in the order of the statuses."""
+    counts = Counter(p.record.status for p in points)
+    return [(status, counts[status]) for status in STATUSES if counts[status]]
+
+
+def cards(scope: Scope) -> list[tuple[int, Verdict]]:
+    """The verdict that speaks for each panel, with the panel's number.
+
+    A panel where nobody was measured still has its card: nobody is a verdict too.
+    """
+    found = []
+    for number, panel in enumerate(scope.panels):
+        all_ = verdicts(scope, panel)
+        found.append((number, headline(all_) or all_[-1]))
+    return found
+
+
+def heat_rows(
+    scope: Scope, panel: Panel, looks: Mapping[str, Look]
+) -> list[tuple[Look, list[Cell]]]:
+    """Speed-up against the baseline: a row an implementation, a cell a value of the axis."""
+    columns = panel_values(scope, panel)
+    at = {(p.implementation, scope.x(p)): p for p in panel.points}
+    names = {p.implementation for p in panel.points}
+    return [
+        (look, [_cell(x, at.get((name, x)), look) for x in columns])
+        for name, look in looks.items()
+        if name in names
+    ]
+
+
+def panel_values(scope: Scope, panel: Panel) -> list[Any]:
+    """The axis values that a panel has, in order."""
+    return list(dict.fromkeys(scope.x(p) for p in panel.points))
+
+
+def failures(points: Iterable[Point], looks: Mapping[str, Look]) -> list[Failure]:
+    """Everything that is not ok, grouped; reasons that differ in numbers only are one."""
+    groups: dict[tuple[str, Status, str], list[Point]] = {}
+    for point in points:
+        record = point.record
+        if record.status != "ok":
+            shape_of_reason = re.sub(r"\d[\d.]*(e[-+]?\d+)?", "#", record.reason or "")
+            key = (point.implementation, record.status, shape_of_reason)
+            groups.setdefault(key, []).append(point)
+    found = [
+        Failure(looks[name], status, group[0].record.reason or "", tuple(group))
+        for (name, status, _), group in groups.items()
+    ]
+    return sorted(found, key=lambda f: (_gravity(f.status), natural(f.look.name), f.reason))
+
+
+def suite_commands(points: Iterable[Point]) -> list[str]:
+    """What measures the suites of these points again."""
+    return [f"attnbench run {suite}" for suite in sorted({p.record.suite for p in points})]
+
+
+def _gravity(status: Status) -> int:
+    """Wrong results first, refusals last."""
+    order: Sequence[Status] = (
+        "incorrect", "crash", "error", "timeout", "oom", "unavailable", "unsupported", "ok",
+    )  # fmt: skip
+    return order.index(status)
+
+
+def _cell(x: Any, point: Point | None, look: Look) -> Cell:
+    if point is None:
+        return Cell(x, "", "none", "no such point")
+    if point.record.status != "ok":
+        reason = point.record.reason or ""
+        return Cell(x, SHORT[point.record.status], point.record.status, reason)
+    if point.speedup is None:
+        time_text = figures(point).get("time", "")
+        return Cell(x, "no base", "no-baseline", f"{time_text}; the baseline has no time here")
+    ratio = point.speedup.median
+    tint = max(-1.0, min(1.0, math.log2(ratio) / _FULL_TINT))
+    tip = f"{speedup_text(point)} · {figures(point)['time']}"
+    return Cell(x, units.ratio(ratio), "ok", tip, 0.0 if look.is_baseline else tint, ratio)

@@ -1,0 +1,55 @@
+"""Verdicts: the fastest correct implementation, or a tie where the intervals overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnbench.report.points import Point
+from attnbench.report.sweep import Panel, Scope
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who is fastest on one problem.
+
+    Attributes:
+        ranking: points that were measured and are correct, fastest first.
+        winners: those whose interval overlaps the fastest one's; more than one is a tie.
+        refused: points that have no time, whatever the reason.
+    """
+
+    panel: Panel
+    x: Any
+    ranking: tuple[Point, ...]
+    winners: tuple[Point, ...]
+    refused: tuple[Point, ...]
+
+
+def verdict(panel: Panel, x: Any, points: Iterable[Point]) -> Verdict:
+    """Rank the points of one problem. Only status ``ok`` can win."""
+    points = list(points)
+    times = [(p.time_s, p) for p in points if p.record.status == "ok" and p.time_s is not None]
+    times.sort(key=lambda pair: (pair[0].median, pair[1].implementation))
+    ranking = tuple(point for _, point in times)
+    winners = tuple(point for time_s, point in times if time_s.low <= times[0][0].high)
+    return Verdict(panel, x, ranking, winners, tuple(p for p in points if p not in ranking))
+
+
+def verdicts(scope: Scope, panel: Panel) -> list[Verdict]:
+    """A verdict for every value of the axis that the panel has."""
+    at: dict[Any, list[Point]] = {}
+    for point in panel.points:
+        at.setdefault(scope.x(point), []).append(point)
+    return [verdict(panel, x, points) for x, points in at.items()]
+
+
+def headline(found: Sequence[Verdict]) -> Verdict | None:
+    """The verdict that speaks for a panel: the largest problem that somebody solved.
+
+    Axis values are in ascending order; small problems measure overhead, large ones the
+    kernel.
+    """
+    solved = [v for v in found if v.ranking]
+    return solved[-1] if solved else None
