@@ -1,0 +1,150 @@
+"""What an implementation of attention is: the class that every plugin is, in the end.
+
+Third parties meet these names through ``attnbench.plugin``, which also declares plugins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from attnbench.errors import UserError, unknown
+from attnbench.problem import Problem
+from attnbench.spec import Value
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["exact", "approximate"]
+Layout = Literal["BHSD", "BSHD", "packed"]
+MaskForm = Literal["dense", "additive", "mask_mod"]
+
+FEATURES: Mapping[str, str] = {
+    "backward": "gradients",
+    "gqa": "heads_kv < heads_q",
+    "cross": "seqlen_q ≠ seqlen_k",
+    "head_dim_v": "head_dim_v ≠ head_dim",
+    "scale": "a scale other than 1/√head_dim",
+    "decode": "a decode step on a KV cache",
+    "dropout": "dropout",
+    "softcap": "softcap",
+    "alibi": "ALiBi",
+    "layer": "the layer level (projections)",
+}
+"""What a problem may ask for beyond plain attention, and how to say it to a person."""
+
+USUAL_FEATURES = frozenset({"backward", "gqa", "cross", "head_dim_v", "scale", "decode"})
+"""What an implementation is taken to do unless it says otherwise."""
+
+
+class Unsupported(Exception):
+    """This implementation cannot do this problem here; the text says why."""
+
+
+@dataclass(frozen=True)
+class ForwardBackward:
+    """What ``build()`` returns when the backward is the implementation's own code.
+
+    Attributes:
+        forward: ``(q, k, v) → (out, saved)``; ``saved`` is handed to the backward as it is.
+        backward: ``(saved, grad_out) → (dq, dk, dv)``.
+    """
+
+    forward: Callable[[Any, Any, Any], tuple[Any, Any]]
+    backward: Callable[[Any, Any], tuple[Any, Any, Any]]
+
+
+class Attention:
+    """An implementation of attention. Subclass it, or decorate a function with ``register``.
+
+    Class attributes:
+        kind: ``exact``, or ``approximate`` for methods that give up accuracy.
+        layout: how q, k, v and the output are laid out: ``BHSD`` (batch, heads, seqlen,
+            dim), ``BSHD``, or ``packed`` (batch·seqlen, heads, dim). Inputs arrive that
+            way and contiguous (but the cache of a decode step is a view, and verification
+            tries other strides); converting is not part of the timed call.
+        features: names of :data:`FEATURES` it can do.
+        masks, dtypes, devices: names it can do, or None for any.
+        options: its settings with their defaults; a suite may sweep them
+            (``mine:block=64``), and an instance finds them in ``self.options``.
+        version: of the library behind it, if any.
+        source: paper or address it follows.
+
+    An instance belongs to one set of options; ``build`` may be called for many problems.
+    """
+
+    name: ClassVar[str] = ""
+    kind: ClassVar[Kind] = "exact"
+    layout: ClassVar[Layout] = "BHSD"
+    features: ClassVar[frozenset[str]] = USUAL_FEATURES
+    masks: ClassVar[tuple[str, ...] | None] = None
+    dtypes: ClassVar[tuple[str, ...] | None] = None
+    devices: ClassVar[tuple[str, ...] | None] = None
+    options: Mapping[str, Value] = {}
+    version: ClassVar[str | None] = None
+    source: ClassVar[str | None] = None
+
+    def __init__(self, /, **options: Value) -> None:
+        """Take options over the defaults.
+
+        Raises:
+            UserError: unknown option, or a value of another type than the default.
+        """
+        defaults = type(self).options
+        for key, value in options.items():
+            if key not in defaults:
+                raise unknown("option", key, defaults, where=self.name)
+            options[key] = _read_option(self.name, key, value, defaults[key])
+        self.options = {**defaults, **options}
+
+    def supports(self, problem: Problem, device: torch.device) -> None:
+        """Return if the problem can be done on the device; raise ``Unsupported`` if not.
+
+        The base class compares the problem with the declared features, masks, dtypes and
+        devices. Override it for finer reasons, and call ``super().supports(…)`` first.
+        """
+        for feature in sorted(problem.features.difference(self.features)):
+            raise Unsupported(f"does not do {FEATURES[feature]}")
+        for what, value, allowed in (
+            ("mask", problem.mask.kind, self.masks),
+            ("dtype", problem.dtype, self.dtypes),
+            ("device", device.type, self.devices),
+        ):
+            if allowed is not None and value not in allowed:
+                raise Unsupported(f"does not do {what} {value} (does: {', '.join(allowed)})")
+
+    def build(self, problem: Problem, device: torch.device) -> Callable[..., Any] | ForwardBackward:
+        """Do everything slow, once, and return the callable that will be timed.
+
+        The callable takes ``(q, k, v)`` in this implementation's layout and returns the
+        output in the same layout and the problem's dtype. It must be differentiable by
+        autograd if ``backward`` is among the features; code with a backward of its own
+        returns a :class:`ForwardBackward` instead. A ``torch.nn.Module`` is welcome: its
+        parameters are what a training run will learn.
+
+        With dropout the callable may carry a method ``keep_mask()`` that returns the
+        boolean ``(B, H, M, N)`` mask its last call used; dropout is verified through it.
+        """
+        raise Unsupported(f"{self.name} has no build()")
+
+    def exact_options(self, problem: Problem) -> Mapping[str, Value] | None:
+        """For approximate methods: the options that make it equal to dense attention.
+
+        None if there are none. The battery turns this knob and expects the exact answer.
+        """
+        return None
+
+    def flops(self, problem: Problem) -> int:
+        """FLOPs this method needs; approximate methods override it with their formula."""
+        return problem.flops()
+
+
+def _read_option(name: str, key: str, value: Value, default: Value) -> Value:
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise UserError(
+            f"{name}: option {key} must be of type {type(default).__name__}, got {value!r}"
+        )
+    return value
