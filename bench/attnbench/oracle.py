@@ -64,21 +64,27 @@ def reference(
     Raises:
         ValueError: a keep mask is missing, superfluous or of the wrong shape; level ``layer``.
     """
-    arithmetic = _Arithmetic(work=torch.float64, store=torch.float64)
+    arithmetic = _Arithmetic(torch.float64, torch.float64, torch.float64, fused=True)
     return _attend(problem, inputs, arithmetic, gradients, keep_BHMN)
 
 
 def textbook(
-    problem: Problem, inputs: Inputs, *, gradients: bool, keep_BHMN: torch.Tensor | None = None
+    problem: Problem,
+    inputs: Inputs,
+    *,
+    gradients: bool,
+    keep_BHMN: torch.Tensor | None = None,
+    fused: bool = False,
 ) -> Reference:
     """The definition computed in the problem's dtype, as FlashAttention's tests do.
 
     Their ``out_pt`` (``attention_ref`` with ``upcast=False``) writes every intermediate in
     the inputs' dtype: logits, softcapped and biased logits, weights, output; matrix
     products and the softmax accumulate in float32, as the hardware does. The same here,
-    rounding after each step. The backward rounds the gradient of the logits and the
-    results, and takes ``rowsum(grad_out ∘ out)`` from the rounded output, as fused kernels
-    must. 8-bit inputs are computed in bfloat16: 8 bits hold no logits.
+    rounding after each step. Its backward is what autograd does with that, or, ``fused``,
+    what a kernel does that keeps no weights: gradients of the weights stay in float32, and
+    ``rowsum(P ∘ dP)`` is taken as ``rowsum(grad_out ∘ out)`` from the rounded output.
+    8-bit inputs are computed in bfloat16: 8 bits hold no logits.
 
     Arguments and errors as for :func:`reference`. Returns float32 (float64 for a float64
     problem) that holds values of the problem's dtype.
@@ -87,7 +93,9 @@ def textbook(
     store = torch.bfloat16 if dtype.itemsize == 1 else dtype
     work = torch.float64 if dtype == torch.float64 else torch.float32
     with _without_tf32():
-        return _attend(problem, inputs, _Arithmetic(work, store, dtype), gradients, keep_BHMN)
+        return _attend(
+            problem, inputs, _Arithmetic(work, store, dtype, fused), gradients, keep_BHMN
+        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,8 @@ class _Arithmetic:
 
     work: torch.dtype
     store: torch.dtype
-    result: torch.dtype | None = None
+    result: torch.dtype
+    fused: bool
 
     def stored(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` as it would be read back from memory."""
@@ -104,7 +113,7 @@ class _Arithmetic:
 
     def returned(self, x: torch.Tensor) -> torch.Tensor:
         """A result as the caller would see it."""
-        return x if self.result in (None, self.work) else x.to(self.result).to(self.work)
+        return x if self.result == self.work else x.to(self.result).to(self.work)
 
 
 class _Tile(NamedTuple):
@@ -219,14 +228,18 @@ def _grad_logits(
 ) -> torch.Tensor:
     """Gradient of the scaled logits ``q kᵀ · scale`` of a tile.
 
-    dS = P ∘ (dP − rowsum(grad_out ∘ out)), which holds with dropout too, because
-    ``out`` is made of the dropped weights; then through the softcap, whose slope is
-    ``1 − tanh²``.
+    dS = P ∘ (dP − rowsum(P ∘ dP)), and that sum is rowsum(grad_out ∘ out), with dropout
+    too, because ``out`` is made of the dropped weights. Then through the softcap, whose
+    slope is ``1 − tanh²``.
     """
     dweights_XRmn = _matmul(grad_XRmE, v_XnE.mT)
     if w.kept_XRmn is not None:
         dweights_XRmn.mul_(w.kept_XRmn)
-    delta_XRm1 = (grad_XRmE * out_XRmE).sum(dim=-1, keepdim=True)
+    if a.fused:
+        delta_XRm1 = (grad_XRmE * out_XRmE).sum(dim=-1, keepdim=True)
+    else:
+        dweights_XRmn = a.stored(dweights_XRmn)
+        delta_XRm1 = (w.weights_XRmn * dweights_XRmn).sum(dim=-1, keepdim=True)
     dlogits_XRmn = dweights_XRmn.sub_(delta_XRm1).mul_(w.weights_XRmn)
     if w.tanh_XRmn is not None:
         dlogits_XRmn.mul_(1 - w.tanh_XRmn.square())
