@@ -249,6 +249,7 @@ def test_file_and_line_are_those_of_the_declaration():
 def test_what_was_not_declared_is_unsupported_with_a_reason(declares, asks, reason):
     register("mine", **declares)(textbook)
     implementation = only().cls()
+    assert isinstance(implementation.features, frozenset)
     plain = Problem.of(heads=4, seqlen=8, dtype="fp16" if "dtypes" in declares else "fp32")
     if "devices" not in declares:
         implementation.supports(plain, CPU)
