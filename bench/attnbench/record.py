@@ -32,7 +32,11 @@ STATUSES: tuple[Status, ...] = (
 
 
 class _Part(BaseModel):
-    """Unknown fields are kept: a newer writer's line survives an older reader."""
+    """Unknown fields are kept: a newer writer's line survives an older reader.
+
+    A field that must be a number refuses NaN and infinity; in free-form values (telemetry,
+    kernels, fields of a newer writer) they are written as null, which means not measured.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
@@ -75,8 +79,10 @@ class Samples(_Part):
         flat = [t for process in self.times_s for round_ in process for t in round_]
         if not flat or min(flat) <= 0:
             raise ValueError("samples must be positive seconds, at least one")
-        if not self.low_s <= self.median_s <= self.high_s:
-            raise ValueError("the median must lie inside its interval")
+        if not 0 < self.low_s <= self.median_s <= self.high_s:
+            raise ValueError("the median must lie inside its interval, and both above zero")
+        if self.calls_per_sample < 1 or self.warmup_s < 0:
+            raise ValueError("calls_per_sample must be at least 1, and warmup_s not negative")
         return self
 
 
@@ -106,6 +112,12 @@ class TensorAccuracy(_Part):
     naive_max_abs: float | None = None  # error of the textbook in the same dtype
     naive_rel_l2: float | None = None
     verdict: str = ""  # in words: is this mismatch normal?
+
+    @model_validator(mode="after")
+    def _measured(self) -> TensorAccuracy:
+        if self.ok and self.max_abs is None:
+            raise ValueError("a tensor cannot be ok without a measured error (max_abs)")
+        return self
 
 
 class Record(_Part):
@@ -140,8 +152,13 @@ class Record(_Part):
         if self.status == "ok":
             if self.samples is None:
                 raise ValueError("status ok needs samples")
-            if not self.accuracy or not all(a.ok for a in self.accuracy.values()):
-                raise ValueError("status ok needs accuracy that passed, for every tensor")
+            is_forward = self.problem.get("direction", "forward") == "forward"
+            for tensor in ("out",) if is_forward else ("out", "dq", "dk", "dv"):
+                if tensor not in self.accuracy:
+                    raise ValueError(f"status ok needs the accuracy of {tensor}")
+            for tensor, accuracy in self.accuracy.items():
+                if not accuracy.ok:
+                    raise ValueError(f"status ok, but the accuracy of {tensor} is not")
         elif self.samples is not None:
             raise ValueError(f"status {self.status} must not carry samples")
         elif not self.reason:
@@ -149,9 +166,11 @@ class Record(_Part):
         return self
 
     def to_line(self) -> str:
-        """One line of strict JSON (no NaN), newline included."""
+        """One line of strict JSON (no NaN) fit for UTF-8, newline included."""
         data = self.model_dump(mode="json")
-        return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        # A log or a path may hold bytes that were no UTF-8; they must not cost the record.
+        return text.encode(errors="replace").decode() + "\n"
 
 
 def point_id(
@@ -174,4 +193,4 @@ def schema_major(data: Mapping[str, Any]) -> int | None:
     """Major number of a line's schema, or None where it has none."""
     version = str(data.get("schema_version", ""))
     head = version.partition(".")[0]
-    return int(head) if head.isdigit() else None
+    return int(head) if head.isdecimal() else None
