@@ -1,8 +1,8 @@
 """Append-only files of records: one JSON line a point, on disk before the next begins.
 
-Reading never fails on a damaged file: an unterminated last line (the writer was killed),
-lines that are not records, records of a newer schema and points that appear twice are
-left out and told about, with file and line number.
+Reading never fails on a damaged file: a torn last line (the writer was killed), lines
+that are not records, records of a newer schema and points that appear twice are left out
+and told about, with file and line number.
 """
 
 from __future__ import annotations
@@ -31,16 +31,23 @@ class Loaded:
 class Store:
     """Appends records to one file, each fsynced. Use as a context manager.
 
-    A torn last line left by a killed writer is cut off first (and reported), so that the
-    next record starts on a line of its own.
+    A torn last line left by a killed writer is cut off first (``mended`` tells), so that the
+    next record starts on a line of its own. A whole record that only lacks its newline is
+    kept.
+
+    Raises:
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        self.mended = _cut_torn_tail(path)
-        self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the store
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not path.exists()
+            self.mended = _mend_tail(path)
+            self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the store
+        except OSError as error:
+            raise UserError(f"{path}: results cannot be written here: {error.strerror}") from error
         if is_new:
             _fsync_folder(path.parent)
 
@@ -70,10 +77,10 @@ def load(paths: Iterable[Path]) -> Loaded:
     """Read records from files and folders (all ``*.jsonl`` below them).
 
     A point that appears twice counts once, the later line winning: files are read in
-    the order given, folders in the order of their names.
+    the order given, folders in the order of their names, and each file once.
 
     Raises:
-        UserError: a path does not exist.
+        UserError: a path does not exist, or cannot be read.
     """
     loaded = Loaded()
     by_id: dict[str, Record] = {}
@@ -90,26 +97,31 @@ def load(paths: Iterable[Path]) -> Loaded:
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:
-    files: list[Path] = []
+    files: dict[Path, Path] = {}  # by its real path, so that none is read twice
     for path in paths:
-        if path.is_dir():
-            files += sorted(path.rglob("*.jsonl"))
-        elif path.is_file():
-            files.append(path)
-        else:
+        if not path.exists():
             raise UserError(f"{path}: no such file or folder of results")
-    return files
+        found = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+        for file in found:
+            if file.is_file():
+                files.setdefault(file.resolve(), file)
+    return list(files.values())
 
 
 def _read(path: Path, problems: list[str]) -> list[Record]:
     records = []
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     *lines, tail = data.split(b"\n")
-    if tail:
+    if _is_torn(tail):
         problems.append(
-            f"{path}:{len(lines) + 1}: unterminated last line left out "
+            f"{path}:{len(lines) + 1}: torn last line left out "
             f"({len(tail)} bytes; its writer was interrupted)"
         )
+    elif tail:
+        lines.append(tail)
     for number, line in enumerate(lines, start=1):
         try:
             records.append(_parse(line))
@@ -121,7 +133,7 @@ def _read(path: Path, problems: list[str]) -> list[Record]:
 def _parse(line: bytes) -> Record:
     try:
         data = json.loads(line, parse_constant=_refuse_constant)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(data, dict) or schema_major(data) is None:
         raise ValueError("not an attnbench record")
@@ -141,18 +153,33 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"not strict JSON: {name}")
 
 
-def _cut_torn_tail(path: Path) -> str | None:
-    """Cut an unterminated last line off; say so, or None where there was none."""
+def _is_torn(tail: bytes) -> bool:
+    """True for the beginning of a record: what a killed writer leaves is never whole JSON."""
+    try:
+        return bool(tail) and not isinstance(json.loads(tail), dict)
+    except (ValueError, RecursionError):
+        return True
+
+
+def _mend_tail(path: Path) -> str | None:
+    """End an unterminated last line, or cut it off if it is torn; say so, or None."""
     if not path.exists() or path.stat().st_size == 0:
         return None
     with open(path, "rb+") as file:
         data = file.read()
-        if data.endswith(b"\n"):
-            return None
         keep = data.rfind(b"\n") + 1
-        file.truncate(keep)
+        tail = data[keep:]
+        if not tail:
+            return None
+        if _is_torn(tail):
+            file.truncate(keep)
+            said = f"{path}: a torn last line ({len(tail)} bytes) was cut off"
+        else:
+            file.write(b"\n")
+            said = f"{path}: the last line had no newline; it was kept"
+        file.flush()
         os.fsync(file.fileno())
-    return f"{path}: an unterminated last line ({len(data) - keep} bytes) was cut off"
+    return said
 
 
 def _fsync_folder(folder: Path) -> None:
