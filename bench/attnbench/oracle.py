@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from attnbench.alibi import alibi_bias
+from attnbench.alibi import alibi_slopes
 from attnbench.inputs import Inputs
 from attnbench.problem import Problem
 
@@ -269,18 +269,19 @@ def _tiles(p: Problem, X: int, R: int, dtype: torch.dtype, device: torch.device)
     )
     q_pos_M = torch.arange(p.seqlen_q, device=device) + (p.seqlen_k - p.seqlen_q)
     k_pos_N = torch.arange(p.seqlen_k, device=device)
+    slopes_H = torch.tensor(alibi_slopes(p.heads_q), dtype=dtype, device=device)
+    slopes_XR11 = slopes_H.repeat(p.batch).reshape(X, R, 1, 1)
     for first in range(0, p.seqlen_q, step_m):
         rows, keys, hidden_mn = slice(first, first + step_m), slice(None), None
         if p.mask.kind != "full":
             visible_mN = allows(q_pos_M[rows, None], k_pos_N[None, :])
             keys = _span(visible_mN.any(dim=0))
             hidden_mn = ~visible_mN[:, keys]
-        if p.alibi:
-            bias_HmN = alibi_bias(p, device, dtype, rows)[..., keys]
-            bias_XRmn = bias_HmN.expand(p.batch, *bias_HmN.shape).reshape(X, R, *bias_HmN.shape[1:])
+        distance_mn = (q_pos_M[rows, None] - k_pos_N[keys]).abs().to(dtype)
         for start in range(0, X, step_x):
             heads = slice(start, start + step_x)
-            yield _Tile(rows, heads, keys, hidden_mn, bias_XRmn[heads] if p.alibi else None)
+            bias_XRmn = -slopes_XR11[heads] * distance_mn if p.alibi else None
+            yield _Tile(rows, heads, keys, hidden_mn, bias_XRmn)
 
 
 def _span(seen_N: torch.Tensor) -> slice:
