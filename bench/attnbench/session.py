@@ -7,6 +7,7 @@ environment, find the file to resume, and measure.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,30 @@ def open_session(
             stack.enter_context(device_lock(pool.device))
         entries = runner.discover(pool, folder, impls_dirs)
         yield Session(folder, pool.device, pool, entries, known)
+
+
+def reproduce(
+    suite: str,
+    *,
+    device: str = "auto",
+    impls_dirs: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+) -> str:
+    """The beginning of the command that measures a point again; a record adds the rest.
+
+    Args:
+        suite: its name or file.
+        device, impls_dirs: as in :func:`open_session`.
+        overrides: as in :func:`attnbench.suite.load_suite`.
+    """
+    words = ["attnbench", "run", suite]
+    for text in overrides:
+        words += ["--set", text]
+    for folder in impls_dirs:
+        words += ["--impls-dir", str(folder)]
+    if device != "auto":
+        words += ["--device", device]
+    return shlex.join(words)
 
 
 def _generation(folder: Path, stem: str, number: int) -> Path:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,7 +20,7 @@ from attnbench.plan import Plan, parse_shard
 from attnbench.progress import Display, duration
 from attnbench.record import STATUSES
 from attnbench.runner import Runner
-from attnbench.session import Session, open_session
+from attnbench.session import Session, open_session, reproduce
 from attnbench.suite import find_suite, load_suite
 
 _BAD = ("incorrect", "timeout", "crash", "error")
@@ -42,7 +41,13 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             _print_points(console, plan)
             return 0
-        stopped = _measure(console, session, plan, file, _command(arguments))
+        command = reproduce(
+            arguments.suite,
+            device=arguments.device,
+            impls_dirs=arguments.impls_dir,
+            overrides=arguments.set,
+        )
+        stopped = _measure(console, session, plan, file, command)
     counts = _count(plan, file)
     _summary(console, counts, file)
     if not arguments.no_report and counts.total():
@@ -119,15 +124,3 @@ def _count(plan: Plan, file: Path) -> Counter[str]:
 def _summary(console: Console, counts: Counter[str], file: Path) -> None:
     told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     console.print(f"{counts.total()} points: {told or 'none'}. Records: {escape(str(file))}")
-
-
-def _command(arguments: argparse.Namespace) -> str:
-    """The beginning of the command that reproduces one point of this run."""
-    words: Sequence[str] = ["attnbench", "run", arguments.suite]
-    for text in arguments.set:
-        words = [*words, "--set", text]
-    for folder in arguments.impls_dir:
-        words = [*words, "--impls-dir", str(folder)]
-    if arguments.device != "auto":
-        words = [*words, "--device", arguments.device]
-    return shlex.join(words)
