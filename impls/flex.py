@@ -1,0 +1,78 @@
+"""``flex``: torch's FlexAttention, compiled for each problem.
+
+The mask goes in as a block mask made from its ``mask_mod``, softcap and ALiBi as a
+``score_mod``; torch.compile turns both into one fused kernel. It compiles in ``build()``.
+
+Letters: B = batch, H = heads_q, G = heads_kv, M = seqlen_q, N = seqlen_k,
+D = head_dim, E = head_dim_v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from attnbench import Attention, Problem, Unsupported, alibi_slopes, register
+
+Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+ScoreMod = Callable[..., torch.Tensor]
+
+# One process compiles many problems. Past the limit dynamo would quietly run FlexAttention
+# unfused, that is, fill the whole matrix; 8 is the default.
+_RECOMPILE_LIMIT = 64
+
+
+@register("flex")
+class Flex(Attention):
+    """FlexAttention, compiled with the mask and the extras of each problem."""
+
+    features = Attention.features | {"alibi", "softcap"}
+    dtypes = ("float32", "bfloat16", "float16")
+    version = torch.__version__
+    source = "Dong et al. 2024, Flex Attention, arXiv 2412.05496"
+
+    def supports(self, problem: Problem, device: torch.device) -> None:
+        super().supports(problem, device)
+        if problem.direction != "forward" and device.type == "cpu":
+            raise Unsupported("torch's FlexAttention has no backward on CPU")
+
+    def build(self, problem: Problem, device: torch.device) -> Call:
+        torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+        # The harness times the backward alone, so a graph is walked more than once.
+        torch._functorch.config.donated_buffer = False
+        block_mask, score_mod = None, _score_mod(problem, device)
+        if problem.mask.kind != "full":
+            lengths = (problem.seqlen_q, problem.seqlen_k)
+            mask_mod = problem.mask.mask_mod(*lengths, device)
+            block_mask = create_block_mask(mask_mod, None, None, *lengths, device=device)
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return flex_attention(
+                q, k, v, score_mod, block_mask,
+                scale=problem.softmax_scale, enable_gqa=problem.heads_q != problem.heads_kv,
+            )  # fmt: skip
+
+        return torch.compile(attend, fullgraph=True, dynamic=False)
+
+
+def _score_mod(problem: Problem, device: torch.device) -> ScoreMod | None:
+    """Softcap, then ALiBi, on logits that are already scaled; None if there is neither."""
+    slopes_H = torch.tensor(alibi_slopes(problem.heads_q), device=device)
+    cap = problem.softcap or 1.0
+    offset = problem.seqlen_k - problem.seqlen_q
+
+    def capped(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> torch.Tensor:
+        return cap * torch.tanh(score / cap)
+
+    def biased(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> torch.Tensor:
+        return score - slopes_H[h] * (q_index + offset - k_index).abs()
+
+    def both(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> torch.Tensor:
+        return biased(capped(score, b, h, q_index, k_index), b, h, q_index, k_index)
+
+    if problem.softcap is None:
+        return biased if problem.alibi else None
+    return both if problem.alibi else capped
