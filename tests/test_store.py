@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -118,6 +120,30 @@ def test_a_whole_last_record_without_newline_is_kept(file):
         assert kept.mended == f"{file}: the last line had no newline; it was kept"
         kept.append(record("c"))
     assert file.read_bytes() == line("a") + line("b") + line("c")
+
+
+def test_a_line_in_the_writing_is_not_taken_for_a_torn_one(file):
+    """Two GPUs of one machine share a file: opening waits until the other's line is whole."""
+    whole = line("b")
+    with open(file, "ab", buffering=0) as other, ThreadPoolExecutor() as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(whole[:20])
+        opening = pool.submit(Store, file)
+        with pytest.raises(TimeoutError):
+            opening.result(timeout=0.1)
+        other.write(whole[20:])
+        fcntl.flock(other, fcntl.LOCK_UN)
+        kept = opening.result(timeout=10)
+        assert kept.mended is None
+
+        fcntl.flock(other, fcntl.LOCK_EX)
+        appending = pool.submit(kept.append, record("c"))
+        with pytest.raises(TimeoutError):
+            appending.result(timeout=0.1)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        appending.result(timeout=10)
+        kept.close()
+    assert file.read_bytes() == line("b") + line("c")
 
 
 @pytest.mark.parametrize("before", [b"", line("a")])

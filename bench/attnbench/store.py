@@ -7,12 +7,15 @@ and told about, with file and line number.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
@@ -33,7 +36,7 @@ class Store:
 
     A torn last line left by a killed writer is cut off first (``mended`` tells), so that the
     next record starts on a line of its own. A whole record that only lacks its newline is
-    kept.
+    kept. Several stores (the GPUs of one machine) may append to one file at once.
 
     Raises:
         UserError: the file cannot be written.
@@ -44,8 +47,9 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             is_new = not path.exists()
-            self.mended = _mend_tail(path)
             self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the store
+            with _locked(self._file):
+                self.mended = _mend_tail(path)
         except OSError as error:
             raise UserError(f"{path}: results cannot be written here: {error.strerror}") from error
         if is_new:
@@ -53,9 +57,10 @@ class Store:
 
     def append(self, record: Record) -> None:
         """Write one record; when this returns it is on disk."""
-        self._file.write(record.to_line().encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _locked(self._file):
+            self._file.write(record.to_line().encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -161,10 +166,18 @@ def _is_torn(tail: bytes) -> bool:
         return True
 
 
+@contextlib.contextmanager
+def _locked(file: BinaryIO) -> Iterator[None]:
+    """Hold the file alone, so that nobody takes a line in the writing for a torn one."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
 def _mend_tail(path: Path) -> str | None:
     """End an unterminated last line, or cut it off if it is torn; say so, or None."""
-    if not path.exists() or path.stat().st_size == 0:
-        return None
     with open(path, "rb+") as file:
         data = file.read()
         keep = data.rfind(b"\n") + 1
