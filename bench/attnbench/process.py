@@ -27,6 +27,8 @@ Event = dict[str, Any]
 
 _LOG_TAIL_BYTES = 4000
 _POLL_S = 0.2
+_START_S = 120.0  # for a worker to import torch and begin a task, before any plugin is at work
+_LAST_BREATH_S = 5.0  # between a worker that talks no more and its end
 
 
 class WorkerDied(Exception):
@@ -44,9 +46,10 @@ class Worker:
 
     Args:
         device: ``cpu`` or ``cuda:0``; sets the memory guard.
+        project: folder whose modules a plugin may import.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, project: Path) -> None:
         self._log = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed by close()
             prefix="attnbench-worker-", suffix=".log"
         )
@@ -55,7 +58,8 @@ class Worker:
         self._events = read_end
         self._buffer = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "attnbench.worker", str(write_end), device],
+            # -P: a random.py in the current folder is not the standard library's.
+            [sys.executable, "-P", "-m", "attnbench.worker", str(write_end), device, str(project)],
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -71,10 +75,11 @@ class Worker:
         return self._process.pid
 
     def ask(self, task: Event, timeout_s: float) -> Iterator[Event]:
-        """Send a task; yield its events up to and including the one called ``done``.
+        """Send a task; yield its events up to the one called ``done``.
 
         Args:
-            timeout_s: longest silence between two events.
+            timeout_s: longest silence between two events. The first may take longer: the
+                worker may have to start, and nobody else's code runs before it.
 
         Raises:
             WorkerDied: it crashed, was killed, or was silent for too long (then it is
@@ -84,11 +89,10 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # its death is told by the read below
             self._process.stdin.write(json.dumps(task).encode() + b"\n")
             self._process.stdin.flush()
-        while True:
-            event = self._next(timeout_s)
+        event = self._next(max(timeout_s, _START_S))
+        while event["event"] != "done":
             yield event
-            if event["event"] == "done":
-                return
+            event = self._next(timeout_s)
 
     def log_tail(self) -> str:
         """The last of what the worker and its plugins printed."""
@@ -117,6 +121,7 @@ class Worker:
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
+            is_dead = self._process.poll() is not None  # asked first: it may have spoken since
             if left <= 0:
                 self._process.kill()
                 self._process.wait()
@@ -128,18 +133,26 @@ class Worker:
                 if not data:
                     raise self._obituary()
                 self._buffer += data
-            elif self._process.poll() is not None:  # a grandchild may hold the pipe open
+            elif is_dead:  # a grandchild may hold the pipe open
                 raise self._obituary()
         line, _, self._buffer = self._buffer.partition(b"\n")
-        event: Event = json.loads(line)
+        try:
+            event: Event = json.loads(line)
+        except ValueError:  # a plugin wrote to a descriptor that is not its own
+            reason = f"the worker sent something that is no event: {line[:80]!r}"
+            raise WorkerDied("crash", reason, self.log_tail()) from None
         return event
 
     def _obituary(self) -> WorkerDied:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_LAST_BREATH_S)
+        except subprocess.TimeoutExpired:
+            reason = "the worker process closed the pipe it talks through"
+            return WorkerDied("crash", reason, self.log_tail())
         log = self.log_tail()
         if code >= 0:
             return WorkerDied("crash", f"the worker process exited with code {code}", log)
-        name = signal.Signals(-code).name
+        name = _signal_name(-code)
         if -code == signal.SIGKILL and _oom_kills() > self._oom_kills:
             return WorkerDied("oom", "killed by the kernel: the machine ran out of memory", log)
         hint = " (kill -9 from outside)" if -code == signal.SIGKILL else ""
@@ -150,6 +163,13 @@ def _close(file: IO[bytes] | None) -> None:
     if file is not None:
         with contextlib.suppress(BrokenPipeError):
             file.close()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # the real-time ones have no names
+        return f"signal {number}"
 
 
 def _oom_kills() -> int:

@@ -55,10 +55,16 @@ class Quiet:
 
 
 class WorkerPool:
-    """One worker at a time, started when needed and replaced after a failure."""
+    """One worker at a time, started when needed and replaced after a failure.
 
-    def __init__(self, device: str) -> None:
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        project: folder whose modules a plugin may import; None is the current folder.
+    """
+
+    def __init__(self, device: str, project: Path | None = None) -> None:
         self.device = device
+        self._project = (project or Path.cwd()).resolve()
         self._worker: Worker | None = None
 
     def ask(self, task: Event, timeout_s: float) -> Iterable[Event]:
@@ -68,7 +74,7 @@ class WorkerPool:
             WorkerDied: it crashed, was killed or hung.
         """
         if self._worker is None:
-            self._worker = Worker(self.device)
+            self._worker = Worker(self.device, self._project)
         try:
             for event in self._worker.ask(task, timeout_s):
                 if event["event"] == "failure":

@@ -87,7 +87,7 @@ def open_session(
         if not impls_dir.is_dir():
             raise UserError(f"--impls-dir {impls_dir}: no such folder")
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(runner.WorkerPool(device))
+        pool = stack.enter_context(runner.WorkerPool(device, folder))
         known = runner.environment(pool)
         if "fault" in known:
             raise UserError(f"--device {device}: {known['fault']}")

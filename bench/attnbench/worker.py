@@ -1,8 +1,8 @@
 """The worker process: does what may crash, hang or run out of memory.
 
-Run as ``python -m attnbench.worker EVENT_FD DEVICE``. Reads one task a line from standard
-input, writes events to EVENT_FD. Before each thing that can go wrong it says who is at
-work, so that the parent knows whom to blame.
+Run as ``python -m attnbench.worker EVENT_FD DEVICE PROJECT``. Reads one task a line from
+what is standard input at first, writes events to EVENT_FD. Before each thing that can go
+wrong it says who is at work, so that the parent knows whom to blame.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Send = Callable[..., None]
 _PR_SET_PDEATHSIG = 1
@@ -24,17 +24,23 @@ _MEMORY_SHARE = 0.9  # of what is available now; the rest keeps the machine aliv
 
 
 def main() -> None:
-    """Serve tasks until standard input closes."""
-    event_fd, device = int(sys.argv[1]), sys.argv[2]
+    """Serve tasks until there are no more."""
+    event_fd, device, project = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     _die_with_parent()
     if device == "cpu":  # a CUDA context needs far more address space than memory
         _limit_memory()
+    sys.path.append(project)  # a plugin may import its project, which may not shadow anybody
+    tasks = _take_stdin()
+    events, pid = os.fdopen(event_fd, "wb"), os.getpid()
 
     def send(event: str, **data: Any) -> None:
-        line = json.dumps({"event": event, **data}, allow_nan=False) + "\n"
-        os.write(event_fd, line.encode())
+        if os.getpid() != pid:  # a plugin forked, and its child came back to here
+            os._exit(1)
+        line = json.dumps({"event": event, **data}, allow_nan=False, ensure_ascii=False)
+        events.write(line.encode(errors="replace") + b"\n")  # plugins' texts may be no UTF-8
+        events.flush()
 
-    for line in sys.stdin:
+    for line in tasks:
         task = json.loads(line)
         try:
             _TASKS[task["do"]](task, send)
@@ -71,7 +77,7 @@ def _environment(task: dict[str, Any], send: Send) -> None:
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto":
         wanted = "cuda:0" if usable else "cpu"
-    elif name == "cuda" and (index.isdigit() or not index):
+    elif name == "cuda" and (index.isdecimal() or not index):
         wanted = f"cuda:{index or 0}"
         if int(index or 0) >= usable:
             fault = f"torch {torch.__version__} sees {usable} usable GPUs here; allowed: auto, cpu"
@@ -110,6 +116,15 @@ _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
 }
 
 
+def _take_stdin() -> IO[str]:
+    """The stream of tasks, out of reach of a plugin that reads standard input."""
+    tasks = os.fdopen(os.dup(0), encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return tasks
+
+
 def _die_with_parent() -> None:
     """A killed parent must not leave a worker behind that keeps the device busy."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -119,14 +134,20 @@ def _die_with_parent() -> None:
 
 
 def _limit_memory() -> None:
-    """Make an allocation that cannot be had fail, instead of inviting the kernel's killer."""
+    """Make an allocation that cannot be had fail, instead of inviting the kernel's killer.
+
+    A limit that the user has set already (``ulimit -d``) is kept where it is lower.
+    """
     available = next(
         int(line.split()[1]) * 1024
         for line in Path("/proc/meminfo").read_text().splitlines()
         if line.startswith("MemAvailable")
     )
     limit = int(available * _MEMORY_SHARE)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    if most != resource.RLIM_INFINITY:
+        limit = min(limit, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
 
 if __name__ == "__main__":
