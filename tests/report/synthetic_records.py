@@ -168,7 +168,9 @@ def _measured(
 
 
 def _rate(name: str, problem: Problem) -> float:
-    gflops = _RATE[name] * (problem.seqlen_q / 1024) ** (0.05 if name == "naive" else 0.35)
+    gflops = _RATE.get(name, 100.0) * (problem.seqlen_q / 1024) ** (
+        0.05 if name == "naive" else 0.35
+    )
     gflops *= 0.8 if problem.direction == "backward" else 1.0
     gflops *= {"float32": 1.0, "bfloat16": 0.55}.get(problem.dtype, 1.0)
     return gflops * (0.6 if problem.mask.is_causal and name in ("naive", "sdpa-math") else 1.0)

@@ -22,14 +22,15 @@ from attnbench.report.units import BYTES, FLOPS, SECONDS, Unit, unit_for
 from attnbench.stats import Interval
 
 TENSORS = ("out", "dq", "dk", "dv")
-ERROR_TITLES = {"rel_l2": "relative L2 error", "max_abs": "largest absolute error"}
 
 _HEIGHT = 190
-_STEP = alt.Step(9, **{"for": "offset"})
 _CROSS = "M-.7,-.7L.7,.7M.7,-.7L-.7,.7"
+_WHERE_LABELLED: Any = {"condition": {"test": "datum.label === ''", "value": 0}, "value": 1}
 _COLOR = alt.Color("color:N", scale=None, legend=None)
 _FOOT = alt.YValue("height")  # type: ignore[no-untyped-call]
+_START = alt.XValue(0)  # type: ignore[no-untyped-call]
 _SHAPE = alt.Shape("shape:N", scale=None, legend=None)
+_WHO: Any = [_COLOR, alt.Detail("impl:N"), alt.Tooltip("impl:N")]
 
 # A log axis blanks the labels it has no room for; keep them blank.
 _SECONDS = (
@@ -52,7 +53,7 @@ class Measure:
     """What a line chart shows of a point: its value (with interval) in ``unit``."""
 
     name: str  # of the view
-    title: str  # of the vertical axis
+    title: str | None  # of the vertical axis, where its labels do not say it
     unit: Unit
     log: bool
     label_expr: str | None = None
@@ -76,71 +77,115 @@ def measure(view: Lines, scope: Scope) -> Measure:
         return Measure("rate", unit.name, unit, view.scale == "log")
     if view.view == "latency":
         log = view.scale != "linear"
-        return Measure("latency", "time per call", SECONDS[-1], log, _SECONDS)
+        return Measure("latency", None, SECONDS[-1], log, _SECONDS)
     values = [p.record.memory.peak_bytes for p in scope.points if p.record.memory]
     is_positive = all(v is None or v > 0 for v in values)  # zero has no place on a log axis
     log = view.scale != "linear" and is_positive
-    return Measure("memory", "peak memory beyond the inputs", BYTES[0], log, _BYTES, 2, False)
+    return Measure("memory", None, BYTES[0], log, _BYTES, 2, False)
 
 
 def line_chart(view: Lines, scope: Scope) -> dict[str, Any]:
-    """A line an implementation with its 95 % interval; marks at the foot where one failed."""
-    axis, shown = scope.axis, measure(view, scope)
-    rows = alt.Chart(alt.NamedData("rows"))
-    measured, failed = rows.transform_filter("!datum.failed"), rows.transform_filter("datum.failed")
-    y = alt.Y("y:Q", title=shown.title, axis=_y_axis(shown), scale=_y_scale(view, shown, scope))
+    """The measure along the axis, with 95 % intervals; a cross where a point failed.
+
+    A size is the horizontal axis of lines. A list (dtypes, models) is read downwards, a
+    band each, with a row for every implementation; the page sets that chart's height.
+    """
+    is_line = scope.axis.kind != "ordinal"
+    shown = measure(view, scope)
+    draw = _lines if is_line else _bands
+    layers = draw(view, scope, shown)
+    chart = alt.layer(*layers).properties(width="container")
+    return _plain(chart.properties(height=_HEIGHT) if is_line else chart)
+
+
+def _lines(view: Lines, scope: Scope, shown: Measure) -> list[alt.Chart]:
+    measured, failed = _rows()
+    x = _size_axis(scope.axis)
+    y = alt.Y("y:Q", title=shown.title, axis=_value_axis(shown), scale=_scale(view, shown, scope))
     low, high = alt.Y("lo:Q", title=shown.title), alt.Y2("hi:Q")
-    is_line = axis.kind != "ordinal"
-    where = [_x(axis)] if is_line else [_x(axis), alt.XOffset("impl:N")]
-    who = [_COLOR, alt.Detail("impl:N"), alt.Tooltip("impl:N")]
-    layers = []
-    if is_line:
-        layers.append(measured.mark_area(opacity=0.16).encode(*where, low, high, *who))
-        line = measured.mark_line(strokeWidth=1.6)
-        layers.append(line.encode(*where, y, alt.StrokeDash("dash:N", scale=None), *who))
+    dash = alt.StrokeDash("dash:N", scale=None)
+    layers = [
+        measured.mark_area(opacity=0.16).encode(x, low, high, *_WHO),
+        measured.mark_line(strokeWidth=1.6).encode(x, y, dash, *_WHO),
+    ]
     if shown.has_interval:
-        layers.append(measured.mark_rule(strokeWidth=1.4).encode(*where, low, high, *who))
+        layers.append(measured.mark_rule(strokeWidth=1.4).encode(x, low, high, *_WHO))
     dots = measured.mark_point(filled=True, size=42, opacity=1)
-    layers.append(dots.encode(*where, y, _SHAPE, *who))
-    crosses = failed.mark_point(shape=_CROSS, size=50, strokeWidth=1.6, filled=False, opacity=0.9)
-    layers.append(crosses.encode(*where, _FOOT, *who))
-    return _plain(alt.layer(*layers).properties(width="container", height=_HEIGHT))
+    return [*layers, dots.encode(x, y, _SHAPE, *_WHO), _crosses(failed).encode(x, _FOOT, *_WHO)]
+
+
+def _bands(view: Lines, scope: Scope, shown: Measure) -> list[alt.Chart]:
+    measured, failed = _rows()
+    x = alt.X("y:Q", title=shown.title, axis=_value_axis(shown), scale=_scale(view, shown, scope))
+    low, high = alt.X("lo:Q", title=shown.title), alt.X2("hi:Q")
+    band = alt.Axis(ticks=False, labelLimit=150)
+    where = [
+        alt.Y("x:N", title=None, sort=list(scope.axis.values), axis=band), alt.YOffset("impl:N"),
+    ]  # fmt: skip
+    dots = measured.mark_point(filled=True, size=42, opacity=1).encode(x, *where, _SHAPE, *_WHO)
+    crosses = _crosses(failed).encode(_START, *where, *_WHO)
+    if not shown.has_interval:
+        return [dots, crosses]
+    whiskers = measured.mark_rule(strokeWidth=1.4).encode(low, high, *where, *_WHO)
+    return [whiskers, dots, crosses]
+
+
+def _rows() -> tuple[alt.Chart, alt.Chart]:
+    rows = alt.Chart(alt.NamedData("rows"))
+    return rows.transform_filter("!datum.failed"), rows.transform_filter("datum.failed")
+
+
+def _crosses(failed: alt.Chart) -> alt.Chart:
+    marked: alt.Chart = failed.mark_point(
+        shape=_CROSS, size=50, strokeWidth=1.6, filled=False, opacity=0.9
+    )
+    return marked
 
 
 def error_chart(view: Accuracy) -> dict[str, Any]:
-    """Errors of each tensor on a log axis, with a tick at each tolerance.
+    """Errors of each tensor on a log axis, with the tolerance; a ring marks those past it.
 
-    Within a tensor every implementation has a row; a ring marks errors past the tolerance.
+    Within a tensor every implementation has a row. The page sets the height by their number.
     """
-    axis = alt.Axis(format=".0e", tickCount=4, labelOverlap=True, grid=True)
-    scale = alt.Scale(type="log", nice=False, padding=8)
-    title = ERROR_TITLES[view.measure]
-    x = alt.X("y:Q", title=title, scale=scale, axis=axis)
+    axis = alt.Axis(
+        format="~r" if view.relative_to == "tolerance" else ".0e", tickCount=4, grid=True,
+        labelOverlap="greedy", labelSeparation=6, gridOpacity=_WHERE_LABELLED,
+    )  # fmt: skip
+    title = error_title(view)
+    x = alt.X("y:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=8), axis=axis)
     tensor = alt.Y("tensor:N", title=None, sort=list(TENSORS), axis=alt.Axis(ticks=False))
     where = [x, tensor, alt.YOffset("impl:N")]
     rows = alt.Chart(alt.NamedData("rows"))
-    limits = rows.mark_tick(thickness=2, style="limit").encode(
-        alt.X("allowed:Q", title=title), tensor
-    )
+    if view.relative_to == "tolerance":
+        one = alt.Chart(alt.InlineData(values=[{"limit": 1}]))
+        limit = one.mark_rule(style="limit").encode(alt.X("limit:Q", title=title))
+    else:
+        ticks = rows.mark_tick(thickness=2, style="limit")
+        limit = ticks.encode(alt.X("allowed:Q", title=title), tensor)
     dots = rows.mark_point(filled=True, size=34, opacity=0.85)
     rings = rows.transform_filter("datum.wrong").mark_point(
         size=150, strokeWidth=1.8, filled=False, opacity=1, style="wrong"
     )
     chart = alt.layer(
-        limits,
+        limit,
         dots.encode(*where, _COLOR, _SHAPE, alt.Tooltip("impl:N")),
         rings.encode(*where, alt.Tooltip("impl:N")),
     )
-    return _plain(chart.properties(width="container", height=_STEP))
+    return _plain(chart.properties(width="container"))
 
 
-def _x(axis: Axis) -> alt.X:
-    if axis.kind == "ordinal":
-        labels = alt.Axis(labelAngle=-25 if len(max(axis.values, key=len)) > 8 else 0, grid=False)
-        return alt.X("x:O", title=axis.label, sort=list(axis.values), axis=labels)
-    ticks = alt.Axis(values=list(axis.values), labelExpr=_KILO, labelOverlap=True, format="d")
+def error_title(view: Accuracy) -> str:
+    """What the error chart's axis shows."""
+    title = {"rel_l2": "relative L2 error", "max_abs": "largest absolute error"}[view.measure]
+    return f"{title} ÷ tolerance" if view.relative_to == "tolerance" else title
+
+
+def _size_axis(axis: Axis) -> alt.X:
+    ticks = alt.Axis(
+        values=list(axis.values), labelExpr=_KILO, labelOverlap=True, format="d", grid=False
+    )
     if any(isinstance(value, float) for value in axis.values):
-        ticks = alt.Axis(values=list(axis.values), labelOverlap=True, format="~g")
+        ticks = alt.Axis(values=list(axis.values), labelOverlap=True, format="~g", grid=False)
     scale = alt.Scale(type="linear", zero=False)
     if axis.kind == "log":
         scale = alt.Scale(type="log", base=2)
@@ -148,23 +193,24 @@ def _x(axis: Axis) -> alt.X:
     return alt.X("x:Q", title=axis.label, axis=ticks, scale=scale)
 
 
-def _y_axis(shown: Measure) -> alt.Axis:
+def _value_axis(shown: Measure) -> alt.Axis:
     if shown.label_expr is None:
-        return alt.Axis(tickCount=5, format="~r")
-    return alt.Axis(tickCount=4, labelExpr=shown.label_expr, labelOverlap=True)
+        return alt.Axis(tickCount=5, format="~r", grid=True, labelOverlap="greedy")
+    return alt.Axis(
+        tickCount=4, labelExpr=shown.label_expr, labelOverlap="greedy", labelSeparation=4,
+        grid=True, gridOpacity=_WHERE_LABELLED,
+    )  # fmt: skip
 
 
-def _y_scale(view: Lines, shown: Measure, scope: Scope) -> alt.Scale:
-    scale: dict[str, Any] = {"type": "linear", "zero": True}
+def _scale(view: Lines, shown: Measure, scope: Scope) -> alt.Scale:
+    scale = alt.Scale(type="linear", zero=True)
     if shown.log:
-        scale = {"type": "log", "base": shown.log_base, "nice": False, "padding": 6}
-    if view.share_y:
-        values = [v for p in scope.points if (v := shown.of(p)) is not None]
-        ends = [0.0] if not shown.log else []
-        ends += [end / shown.unit.size for v in values for end in (v.low, v.high)]
-        if values:
-            scale["domain"] = [min(ends), max(ends)]
-    return alt.Scale(**scale)
+        scale = alt.Scale(type="log", base=shown.log_base, nice=False, padding=6)
+    values = [v for p in scope.points if (v := shown.of(p)) is not None]
+    if view.share_y and values:
+        least = min(v.low for v in values) if shown.log else 0.0
+        scale.domain = [least / shown.unit.size, max(v.high for v in values) / shown.unit.size]
+    return scale
 
 
 def _plain(chart: alt.LayerChart | alt.FacetChart) -> dict[str, Any]:

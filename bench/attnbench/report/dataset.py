@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attnbench.report.charts import ERROR_TITLES, error_chart, line_chart, measure
+from attnbench.report.charts import error_chart, line_chart, measure
 from attnbench.report.definition import Accuracy, Definition, Lines
 from attnbench.report.points import Point
 from attnbench.report.style import Look
@@ -49,7 +49,7 @@ def _scope(definition: Definition, scope: Scope, order: Mapping[str, int]) -> di
         elif isinstance(view, Accuracy):
             charts[str(number)] = {
                 "kind": "error", "measure": view.measure, "spec": error_chart(view),
-                "title": ERROR_TITLES[view.measure],
+                "share": view.relative_to == "tolerance",
             }  # fmt: skip
     rows = [
         _row(number, scope, point, order)
@@ -73,11 +73,10 @@ def _scope(definition: Definition, scope: Scope, order: Mapping[str, int]) -> di
 
 def _row(number: int, scope: Scope, point: Point, order: Mapping[str, int]) -> dict[str, Any]:
     record = point.record
-    x = scope.x(point)
     row: dict[str, Any] = {
         "panel": number,
         "impl": order[point.implementation],
-        "x": str(x) if scope.axis.kind == "ordinal" else x,
+        "x": scope.x(point),
         "status": record.status,
         "latency": _triple(point.time_s),
     }

@@ -54,10 +54,14 @@ class Speedup(_View):
 
 
 class Accuracy(_View):
-    """Error of output and gradients against float64, with the tolerance."""
+    """Error of output and gradients against float64, with the tolerance.
+
+    Shown as a share of the tolerance, or (``relative_to = "nothing"``) as it is.
+    """
 
     view: Literal["error"]
     measure: Literal["rel_l2", "max_abs"] = "rel_l2"
+    relative_to: Literal["tolerance", "nothing"] = "tolerance"
     figure: bool = True
 
 

@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from attnbench.report import tables, units
-from attnbench.report.charts import ERROR_TITLES, TENSORS, Measure, measure
+from attnbench.report.charts import TENSORS, Measure, error_title, measure
 from attnbench.report.definition import Accuracy, Definition, Lines, Speedup
 from attnbench.report.environments import Environment
 from attnbench.report.points import Point
@@ -112,7 +112,7 @@ def _plots(definition: Definition, scope: Scope, looks: Mapping[str, Look]) -> I
         elif isinstance(view, Accuracy) and view.figure:
             yield Plot(
                 "error",
-                f"Error against float64: {ERROR_TITLES[view.measure]}; bars: tolerances",
+                f"Error against float64: {error_title(view)}",
                 partial(_draw_errors, view=view, looks=looks),
                 lambda point: bool(point.record.accuracy),
             )
@@ -228,14 +228,19 @@ def _draw_errors(ax: Axes, panel: Panel, *, view: Accuracy, looks: Mapping[str, 
             accuracy = point.record.accuracy.get(tensor)
             error = getattr(accuracy, view.measure, None)
             allowed = getattr(accuracy, f"{view.measure}_allowed", None)
-            if allowed:
+            is_share = view.relative_to == "tolerance"
+            if allowed and not is_share:
                 ax.plot([allowed] * 2, [row - 0.42, row + 0.42], color="#b9c0c7", lw=1, zorder=1)
-            if accuracy is None or not error:
+            if accuracy is None or not error or (is_share and not allowed):
                 continue
+            error = error / allowed if is_share else error
             look = looks[point.implementation]
             y = row + 0.7 * ((names.index(look.name) + 0.5) / len(names) - 0.5)
             ring: Any = {} if accuracy.ok else {"markeredgecolor": _BAD, "markeredgewidth": 1.2}
             ax.plot(error, y, _MARKERS[look.shape], color=_color(look), markersize=3, **ring)
+    if view.relative_to == "tolerance":
+        ax.axvline(1, color=_BAD, linewidth=0.9, zorder=1)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     ax.set_xscale("log")
     ax.set_yticks(range(len(tensors)), tensors)
     ax.set_ylim(len(tensors) - 0.5, -0.5)
@@ -249,7 +254,7 @@ def _has(point: Point, shown: Measure) -> bool:
 
 def _x(positions: Mapping[Any, Any], scope: Scope, point: Point) -> float:
     value = scope.x(point)
-    return float(positions[str(value) if scope.axis.kind == "ordinal" else value])
+    return float(positions[value])
 
 
 def _turned(is_long: bool) -> Any:

@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,10 @@ from attnbench.report import tables, units
 from attnbench.report.dataset import FILTERS, dataset, fixed
 from attnbench.report.definition import Definition
 from attnbench.report.environments import Environment
+from attnbench.report.fields import label, order
 from attnbench.report.points import Point
 from attnbench.report.style import Look
-from attnbench.report.sweep import Scope, facet_order
+from attnbench.report.sweep import Scope
 from attnbench.report.verdicts import Verdict, verdicts
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -66,8 +68,9 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
     ),
     "error": (
         "Error against float64",
-        "Of the output and of each gradient, a mark for each problem. Grey ticks are the "
-        "tolerances of those problems; a ring marks an error past its own.",
+        "Of the output and of each gradient, a mark for each problem. The tolerance is twice "
+        "the error of the textbook computation in the same dtype, and a floor; a ring marks an "
+        "error past it. The data table has the errors themselves.",
     ),
     "support": (
         "Support and failures",
@@ -90,7 +93,7 @@ class PanelView:
     number: int
     title: str
     attributes: Mapping[str, str]
-    card: Verdict
+    cards: Sequence[Verdict]
     columns: Sequence[Any]
     heat: Sequence[tuple[Look, Sequence[tables.Cell]]]
     winners: Mapping[Any, Verdict]
@@ -106,7 +109,7 @@ class ScopeView:
     scope: Scope
     machine: str
     counts: Sequence[tuple[str, int]]
-    measured: tuple[str, str]  # first and last time
+    measured: str  # when, first and last
     panels: Sequence[PanelView]
     looks: Sequence[Look]  # of the implementations it has
     failures: Sequence[tables.Failure]
@@ -169,8 +172,8 @@ def _scope_view(
         scope,
         machine,
         tables.status_counts(points),
-        (times[0], times[-1]),
-        [_panel_view(i, verdict, scope, looks) for i, verdict in tables.cards(scope)],
+        " to ".join(dict.fromkeys((_minute(times[0]), _minute(times[-1])))),
+        [_panel_view(i, scope, looks) for i in range(len(scope.panels))],
         [look for name, look in looks.items() if name in names],
         tables.failures(points, looks),
         own,
@@ -190,8 +193,14 @@ def scope_label(scope: Scope, all_scopes: Sequence[Scope], machine: str) -> str:
     return f"{label} ({scope.machine[:6]})"
 
 
-def _panel_view(number: int, card: Verdict, scope: Scope, looks: Mapping[str, Look]) -> PanelView:
-    panel = card.panel
+def _minute(time: str) -> str:
+    """``2026-01-02T03:04:05Z`` as people write it; any other text as it is."""
+    found = re.match(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:[\d.]+)?(Z|\+00:00)$", time)
+    return f"{found[1]} {found[2]} UTC" if found else time
+
+
+def _panel_view(number: int, scope: Scope, looks: Mapping[str, Look]) -> PanelView:
+    panel = scope.panels[number]
     statuses: dict[str, list[Point]] = {}
     for point in panel.points:
         statuses.setdefault(point.implementation, []).append(point)
@@ -199,7 +208,7 @@ def _panel_view(number: int, card: Verdict, scope: Scope, looks: Mapping[str, Lo
         number,
         panel.title or "All points",
         {f"data-{k}": v for k, v in fixed(panel).items()},
-        card,
+        [verdict for own, verdict in tables.cards(scope) if own == number],
         tables.panel_values(scope, panel),
         tables.heat_rows(scope, panel, looks),
         {v.x: v for v in verdicts(scope, panel)},
@@ -214,7 +223,7 @@ def _filters(scopes: Sequence[Scope]) -> dict[str, list[str]]:
     for field in FILTERS:
         values = {str(p.fields.get(field)) for p in points}
         if len(values) > 1:
-            found[field] = sorted(values, key=lambda v: facet_order(field, v))
+            found[field] = sorted(values, key=lambda v: order(field, v))
     return found
 
 
@@ -228,6 +237,7 @@ def _templates() -> jinja2.Environment:
     environment.globals.update(
         figures=tables.figures, glyphs=tables.GLYPHS, differences=env.differences,
         in_common=env.in_common, count=units.count, commands=tables.suite_commands,
+        ratio=units.ratio, label=label,
     )  # fmt: skip
     return environment
 

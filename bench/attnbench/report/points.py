@@ -100,15 +100,16 @@ def load_points(results: Sequence[Path]) -> Results:
     loaded = store.load(results)
     environments, missing = load_environments(results, loaded.records)
     points: list[Point] = []
-    unreadable: list[str] = []
+    told: list[str] = []
     for record in loaded.records:
+        point = _bare(record, environments[record.environment].machine)
         try:
-            points.append(_derive(record, environments[record.environment].machine))
+            points.append(_derive(point, Problem.from_json(record.problem)))
         except UserError as error:
-            unreadable.append(f"point {record.id}: no FLOPS: {error}")
-            points.append(_bare(record, environments[record.environment].machine))
+            told.append(f"point {record.id}: no FLOPS: {error}")
+            points.append(point)
     points.sort(key=_order)
-    problems = [*loaded.problems, *missing, *sorted(unreadable)]
+    problems = [*loaded.problems, *missing, *sorted(told)]
     return Results(tuple(_with_speedups(points)), environments, tuple(problems))
 
 
@@ -162,11 +163,15 @@ def speedup(baseline: Interval, own: Interval) -> Interval:
     return Interval(math.exp(middle), math.exp(middle - down), math.exp(middle + up))
 
 
-def _derive(record: Record, machine: str) -> Point:
-    problem = Problem.from_json(record.problem)
-    point = _bare(record, machine)
-    flops = problem.flops()
-    time_s = point.time_s
+def _bare(record: Record, machine: str) -> Point:
+    """A point without what only a readable problem can tell."""
+    samples = record.samples
+    time_s = Interval(samples.median_s, samples.low_s, samples.high_s) if samples else None
+    return Point(record, _flat_fields(record), machine, record.problem_id, time_s=time_s)
+
+
+def _derive(point: Point, problem: Problem) -> Point:
+    flops, time_s = problem.flops(), point.time_s
     rate = None
     if time_s is not None:
         rate = Interval(flops / time_s.median, flops / time_s.high, flops / time_s.low)
@@ -178,13 +183,6 @@ def _derive(record: Record, machine: str) -> Point:
         ideal_bytes=problem.ideal_bytes(),
         rate=rate,
     )
-
-
-def _bare(record: Record, machine: str) -> Point:
-    """A point without what only a readable problem can tell."""
-    samples = record.samples
-    time_s = Interval(samples.median_s, samples.low_s, samples.high_s) if samples else None
-    return Point(record, _flat_fields(record), machine, record.problem_id, time_s=time_s)
 
 
 def _flat_fields(record: Record) -> dict[str, Any]:

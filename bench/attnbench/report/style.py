@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from attnbench.report.fields import natural
 from attnbench.report.points import Point
-from attnbench.report.sweep import natural
 
 INK = "ink"  # the page's own text colour, which depends on the theme
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -15,9 +15,10 @@ from typing import Any
 
 from attnbench.record import STATUSES, Status
 from attnbench.report import units
+from attnbench.report.fields import natural
 from attnbench.report.points import Point
 from attnbench.report.style import Look
-from attnbench.report.sweep import Panel, Scope, natural
+from attnbench.report.sweep import Panel, Scope
 from attnbench.report.verdicts import Verdict, headline, verdicts
 
 SHORT: Mapping[Status, str] = {
@@ -93,14 +94,17 @@ def status_counts(points: Iterable[Point]) -> list[tuple[Status, int]]:
 
 
 def cards(scope: Scope) -> list[tuple[int, Verdict]]:
-    """The verdict that speaks for each panel, with the panel's number.
+    """The verdicts that speak for each panel, with the panel's number.
 
-    A panel where nobody was measured still has its card: nobody is a verdict too.
+    Along a size the largest problem speaks; where the axis is a list (dtypes, models) each
+    has a verdict of its own. A panel where nobody was measured still has its card: nobody
+    is a verdict too.
     """
     found = []
     for number, panel in enumerate(scope.panels):
         all_ = verdicts(scope, panel)
-        found.append((number, headline(all_) or all_[-1]))
+        speakers = all_ if scope.axis.kind == "ordinal" else [headline(all_) or all_[-1]]
+        found += [(number, verdict) for verdict in speakers]
     return found
 
 

@@ -26,6 +26,19 @@ class Verdict:
     winners: tuple[Point, ...]
     refused: tuple[Point, ...]
 
+    @property
+    def next(self) -> Point | None:
+        """The fastest of those that do not share the first place."""
+        return next((p for p in self.ranking if p not in self.winners), None)
+
+    @property
+    def behind(self) -> float | None:
+        """How many times longer the next one takes."""
+        first, after = self.ranking[0].time_s if self.ranking else None, self.next
+        if first is None or after is None or after.time_s is None:
+            return None
+        return after.time_s.median / first.median
+
 
 def verdict(panel: Panel, x: Any, points: Iterable[Point]) -> Verdict:
     """Rank the points of one problem. Only status ``ok`` can win."""

@@ -52,7 +52,21 @@
 
   // ---- applying the filters ---------------------------------------------------------------
 
+  // Only what the shown suite has can be chosen, and only where there is a choice.
+  function showChips() {
+    const { rows } = data.scopes[state.scope];
+    FIELDS.forEach((field) => {
+      const has = new Set(rows.map((row) => (field === "impl" ? data.looks[row.impl].name : row[field])));
+      state[field].forEach((value) => has.has(value) || state[field].delete(value));
+      chips.filter((chip) => fieldOf(chip) === field).forEach((chip) => {
+        chip.hidden = !has.has(chip.value);
+        chip.parentElement.hidden = field !== "impl" && has.size < 2;
+      });
+    });
+  }
+
   function apply() {
+    showChips();
     chips.forEach((chip) => {
       const field = fieldOf(chip);
       chip.setAttribute("aria-pressed", String(state[field].has(chip.value)));
@@ -94,9 +108,9 @@
 
   function named(index) {
     const look = data.looks[index];
-    const span = make("span", look.name, "name");
+    const span = make("span", "", "name");
     const chip = chips.find((c) => c.value === look.name && fieldOf(c) === "impl");
-    span.prepend(chip.querySelector("svg").cloneNode(true));
+    span.append(chip.querySelector("svg").cloneNode(true), chip.querySelector("span").cloneNode(true));
     return span;
   }
 
@@ -104,17 +118,19 @@
     const scope = scopeOf(card);
     const panel = Number(card.dataset.panel);
     // The largest problem that somebody of the chosen solved, as in verdicts.headline().
-    const sizes = [...new Set(scope.rows.filter((r) => r.panel === panel).map((r) => String(r.x)))];
+    // Where the axis is a list, each of its values has a card of its own.
+    const sizes = scope.axis.ordinal
+      ? [card.dataset.x]
+      : [...new Set(scope.rows.filter((r) => r.panel === panel).map((r) => String(r.x)))];
     const x = sizes.reverse().find((size) => ranking(scope, panel, size).length) ?? sizes[0];
     const ranked = ranking(scope, panel, x);
     const winner = card.querySelector(".winner");
     const figure = card.querySelector(".figure");
     winner.replaceChildren();
     figure.replaceChildren();
-    leaders(ranked).forEach((row, i) => {
-      if (i) winner.append(make("span", "ties with", "tie"));
-      winner.append(named(row.impl));
-    });
+    const first = leaders(ranked);
+    winner.append(...first.map((row) => named(row.impl)));
+    card.querySelector(".tie").hidden = first.length < 2;
     if (ranked.length) {
       const best = ranked[0];
       const speedup = best.speedup_text && `${best.speedup_text} ${scope.baseline}`;
@@ -126,9 +142,14 @@
       winner.append("nobody");
       figure.append("no implementation has a verified time");
     }
-    const label = scope.axis.field === "shape" ? "" : scope.axis.label + " ";
+    const label = scope.axis.ordinal ? "" : scope.axis.label + " ";
     card.querySelector(".where").textContent = label + x;
+    const next = ranked.find((row) => !first.includes(row));
+    card.querySelector(".next").replaceChildren(
+      ...(next ? ["next: ", named(next.impl), `, ${factor(next.latency[0] / ranked[0].latency[0])} the time`] : []));
   }
+
+  const factor = (value) => `${value < 1000 ? value.toPrecision(3) : Math.round(value)}×`;
 
   function drawWinners(cell) {
     const panel = Number(cell.parentElement.dataset.panel);
@@ -173,10 +194,11 @@
     const title = figure.querySelector("figcaption").textContent;
     const heading = figure.closest("section").querySelector("h2").textContent;
     element.setAttribute("aria-label", `${heading}: ${title}`);
-    const spec = { ...chart.spec, datasets: { rows }, description: `${heading}: ${title}` };
+    const height = chart.spec.height ?? heightOf(rows, chart.kind === "error" ? "tensor" : "x");
+    const spec = { ...chart.spec, height, datasets: { rows }, description: `${heading}: ${title}` };
     return vegaEmbed(element, spec, {
       mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
-      hover: false, config: theme(), tooltip: showTip,
+      hover: false, logLevel: 1, config: theme(), tooltip: showTip,
     }).then((result) => {
       drawn.set(element, () => result.finalize());
     });
@@ -205,12 +227,21 @@
     const at = chart.measure === "max_abs" ? 2 : 0;
     const marks = rows.flatMap((row) =>
       Object.entries(row.errors ?? {}).map(([tensor, figures]) => ({
-        ...looked(row), tensor, y: figures[at], allowed: figures[at + 1], wrong: !figures[4],
+        ...looked(row), tensor, allowed: figures[at + 1], wrong: !figures[4],
+        y: chart.share ? share(figures[at], figures[at + 1]) : figures[at],
       })),
-    ).filter((mark) => mark.y !== null && mark.y !== undefined);
+    ).filter((mark) => mark.y !== null);
     // A log axis has no zero: exact results lie at the left edge, and their table says 0.
-    const least = Math.min(...marks.flatMap((m) => [m.y, m.allowed]).filter((v) => v > 0));
+    const least = Math.min(...marks.map((m) => m.y).filter((y) => y > 0));
     return marks.map((m) => ({ ...m, y: m.y || (Number.isFinite(least) ? least / 10 : 1e-12) }));
+  }
+
+  const share = (error, allowed) => (error === null || !allowed ? null : error / allowed);
+
+  // A band for each value of ``key``, with a row for each implementation in it.
+  function heightOf(marks, key) {
+    const distinct = (name) => new Set(marks.map((mark) => mark[name])).size;
+    return distinct(key) * (distinct("impl") * 8 + 8);
   }
 
   function colorOf(variable) {
@@ -227,15 +258,15 @@
       ["--ink", "--soft", "--line", "--grid", "--bad"].map(colorOf);
     const font = getComputedStyle(document.body).fontFamily;
     return {
-      background: null, font, padding: { left: 0, right: 6, top: 6, bottom: 0 },
+      background: null, font, padding: { left: 0, right: 6, top: 6, bottom: 4 },
       view: { stroke: null },
       axis: {
         labelColor: soft, titleColor: soft, gridColor: grid, domainColor: line, tickColor: line,
         labelFontSize: 11, titleFontSize: 11, titleFontWeight: "normal", tickSize: 4, labelPadding: 4,
       },
-      axisX: { grid: false, titlePadding: 5 },
+      axisX: { titlePadding: 5 },
       axisY: { domain: false, ticks: false, titleAnchor: "end", titleAngle: 0, titleAlign: "left", titleX: 0, titleY: -9 },
-      style: { limit: { color: soft, opacity: 0.55 }, wrong: { stroke: bad, shape: "circle" } },
+      style: { limit: { color: bad, opacity: 0.8 }, wrong: { color: bad, shape: "circle" } },
       text: { color: ink },
     };
   }
