@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from attnbench import Attention, Problem, Unsupported, alibi_slopes, register
+from attnbench import Attention, Problem, Unsupported, alibi_slopes, make_inputs, register
 
 Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-ScoreMod = Callable[..., torch.Tensor]
+ScoreMod = Callable[..., Any]
 
 # One process compiles many problems. Past the limit dynamo would quietly run FlexAttention
 # unfused, that is, fill the whole matrix; 8 is the default.
@@ -55,7 +55,24 @@ class Flex(Attention):
                 scale=problem.softmax_scale, enable_gqa=problem.heads_q != problem.heads_kv,
             )  # fmt: skip
 
-        return torch.compile(attend, fullgraph=True, dynamic=False)
+        compiled: Call = torch.compile(attend, fullgraph=True, dynamic=False)
+        _compile(compiled, problem, device)
+        return compiled
+
+
+def _compile(call: Call, problem: Problem, device: torch.device) -> None:
+    """Compile now, not while timed; where torch cannot, raise Unsupported with its reason."""
+    inputs = make_inputs(problem, seed=0, device=device)
+    wants_grad = problem.direction != "forward"
+    q, k, v = (x.requires_grad_(wants_grad) for x in inputs.qkv())
+    try:
+        with torch.set_grad_enabled(wants_grad):
+            out = call(q, k, v)
+        if wants_grad:
+            torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise Unsupported(f"FlexAttention does not compile: {reason}") from error
 
 
 def _score_mod(problem: Problem, device: torch.device) -> ScoreMod | None:
@@ -64,13 +81,13 @@ def _score_mod(problem: Problem, device: torch.device) -> ScoreMod | None:
     cap = problem.softcap or 1.0
     offset = problem.seqlen_k - problem.seqlen_q
 
-    def capped(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> torch.Tensor:
+    def capped(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> Any:
         return cap * torch.tanh(score / cap)
 
-    def biased(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> torch.Tensor:
+    def biased(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> Any:
         return score - slopes_H[h] * (q_index + offset - k_index).abs()
 
-    def both(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> torch.Tensor:
+    def both(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> Any:
         return biased(capped(score, b, h, q_index, k_index), b, h, q_index, k_index)
 
     if problem.softcap is None:

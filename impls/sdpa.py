@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from attnbench import Attention, Problem, Unsupported, alibi_bias, register
+from attnbench import Attention, Problem, Unsupported, alibi_bias, make_inputs, register
 
 Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -109,21 +109,16 @@ class SdpaCudnn(Sdpa):
 
 def _probe(call: Call, problem: Problem, device: torch.device) -> None:
     """Call it once; where torch refuses, raise Unsupported with torch's own reason."""
-    p, dtype = problem, problem.torch_dtype
-    shapes = (
-        (p.batch, p.heads_q, p.seqlen_q, p.head_dim),
-        (p.batch, p.heads_kv, p.seqlen_k, p.head_dim),
-        (p.batch, p.heads_kv, p.seqlen_k, p.head_dim_v),
-    )
-    wants_grad = p.direction != "forward"
-    q, k, v = (torch.zeros(s, dtype=dtype, device=device, requires_grad=wants_grad) for s in shapes)
+    inputs = make_inputs(problem, seed=0, device=device)
+    wants_grad = problem.direction != "forward"
+    q, k, v = (x.requires_grad_(wants_grad) for x in inputs.qkv())
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
             with torch.set_grad_enabled(wants_grad):
                 out = call(q, k, v)
             if wants_grad:
-                torch.autograd.grad(out, (q, k, v), torch.zeros_like(out))
+                torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -102,6 +102,13 @@ def right(trial: Trial) -> None:
         _right_when_exact(trial)
 
 
+def right_twice(trial: Trial) -> None:
+    """The second of two calls is as right as the first: nothing piles up."""
+    inputs = trial.inputs()
+    trial.answer(inputs)
+    trial.expect_right(inputs, trial.again())
+
+
 def right_on_slices_of_qkv(trial: Trial) -> None:
     """The answer is right for q, k and v that are slices of one tensor."""
     _right_on(as_slices_of_qkv, trial)
