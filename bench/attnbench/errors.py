@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 500  # letters of somebody else's message
+
 
 class UserError(ValueError):
     """A mistake in the user's input, told in one line."""
@@ -33,3 +35,23 @@ def unknown(what: str, name: object, allowed: Iterable[object], where: str = "")
         f"{prefix}unknown {what} {name!r}; allowed: {', '.join(names) or 'none'}"
         f"{suggest(str(name), names)}"
     )
+
+
+def message(error: BaseException) -> str:
+    """What somebody else's exception says: its first line, printable, and not endless."""
+    try:
+        lines = str(error).splitlines()
+    except Exception as worse:
+        lines = [f"(and its message cannot be read: {type(worse).__name__})"]
+    line = next((line.strip() for line in lines if line.strip()), "")
+    text = "".join(letter if letter.isprintable() else "?" for letter in line)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+def in_words(error: BaseException) -> str:
+    """``Type: message`` of somebody else's exception.
+
+    >>> in_words(ZeroDivisionError("division by zero"))
+    'ZeroDivisionError: division by zero'
+    """
+    return f"{type(error).__name__}: {message(error)}".rstrip(": ")

@@ -11,21 +11,21 @@ from __future__ import annotations
 import datetime
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from attnbench import __version__
-from attnbench.plan import Contender, Plan, Point
-from attnbench.process import Event, Worker, WorkerDied
+from attnbench.plan import Plan, Point
+from attnbench.pool import WorkerPool, make_task
+from attnbench.process import Event, WorkerDied
 from attnbench.record import Implementation, Memory, Record, Samples, TensorAccuracy
-from attnbench.registry import Entry, Source, blame
 
-_IMPORT_TIMEOUT_S = 120.0
-_PROBE_TIMEOUT_S = 120.0
 _LOG_LIMIT = 4000
+
+
+Alone = dict[str, Point] | None
+"""Contenders that are to try again by themselves; None once one does."""
 
 
 class Progress(Protocol):
@@ -54,119 +54,6 @@ class Quiet:
         """Nothing."""
 
 
-class WorkerPool:
-    """One worker at a time, started when needed and replaced after a failure.
-
-    Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        project: folder whose modules a plugin may import; None is the current folder.
-    """
-
-    def __init__(self, device: str, project: Path | None = None) -> None:
-        self.device = device
-        self._project = (project or Path.cwd()).resolve()
-        self._worker: Worker | None = None
-
-    def ask(self, task: Event, timeout_s: float) -> Iterable[Event]:
-        """See :meth:`Worker.ask`; a worker that died is dropped.
-
-        Raises:
-            WorkerDied: it crashed, was killed or hung.
-        """
-        if self._worker is None:
-            self._worker = Worker(self.device, self._project)
-        try:
-            for event in self._worker.ask(task, timeout_s):
-                if event["event"] == "failure":
-                    raise WorkerDied("crash", event["reason"], self._worker.log_tail())
-                yield event
-        except WorkerDied:
-            self.drop()
-            raise
-
-    def drop(self) -> None:
-        """Kill the worker; the next task gets a fresh one."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
-
-    def __enter__(self) -> WorkerPool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.drop()
-
-
-def discover(
-    pool: WorkerPool, project: Path | None, impls_dirs: Sequence[Path] = ()
-) -> list[Entry]:
-    """Every implementation, the unavailable ones with their reasons.
-
-    Importing happens in a worker: a plugin that crashes or hangs there becomes
-    unavailable, and the search starts again without it.
-    """
-    blamed: list[Entry] = []
-    while True:
-        task = {
-            "do": "discover",
-            "project": str(project) if project else None,
-            "impls_dirs": [str(d) for d in impls_dirs],
-            "skip": [(e.source.path, e.source.entry_point) for e in blamed],
-        }
-        importing: Source | None = None
-        try:
-            for event in pool.ask(task, _IMPORT_TIMEOUT_S):
-                if event["event"] == "importing":
-                    importing = Source(**event["source"])
-                elif event["event"] == "entries":
-                    found = [Entry.from_json(e) for e in event["entries"]]
-        except WorkerDied as death:
-            if importing is None:
-                raise
-            blamed.append(blame(importing, f"fails to import: {death.reason}"))
-            continue
-        return sorted([*found, *blamed], key=lambda e: e.name)
-
-
-def environment(pool: WorkerPool) -> dict[str, Any]:
-    """The environment as the worker sees it (see ``attnbench.environment.describe``)."""
-    task = {"do": "environment", "device": pool.device}
-    for event in pool.ask(task, _PROBE_TIMEOUT_S):
-        if event["event"] == "environment":
-            data: dict[str, Any] = event["environment"]
-    return data
-
-
-def probe(pool: WorkerPool, entries: Sequence[Entry], problem: dict[str, Any]) -> dict[str, str]:
-    """Why each available entry cannot do a problem here; those that can are absent."""
-    reasons: dict[str, str] = {}
-    todo = [Contender(e) for e in entries if e.reason is None]
-    while todo:
-        task = {**_task("probe", todo, pool.device), "problem": problem}
-        at_work = ""
-        answered = set()
-        try:
-            for event in pool.ask(task, _PROBE_TIMEOUT_S):
-                if event["event"] == "step":
-                    at_work = event["who"]
-                elif event["event"] == "probed":
-                    answered.add(event["who"])
-                    if event["reason"] is not None:
-                        reasons[event["who"]] = event["reason"]
-        except WorkerDied as death:
-            if not at_work or at_work in answered:
-                raise
-            reasons[at_work] = death.reason
-            answered.add(at_work)
-        todo = [c for c in todo if c.spec not in answered]
-    return reasons
-
-
 @dataclass
 class Runner:
     """Measures a plan. ``run`` may be stopped between groups through ``stop_requested``.
@@ -188,6 +75,11 @@ class Runner:
     command: str = "attnbench run"
     stop_requested: bool = False
     counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        # Finding implementations has imported all of them; those that nobody asked for
+        # have no business in the process where the others are measured.
+        self.pool.drop()
 
     def run(self) -> Counter[str]:
         """Measure every point that is not done; return how many ended in which status."""
@@ -212,69 +104,82 @@ class Runner:
         while usable:
             self._attempt(usable, alone)
         for spec, point in alone.items():
-            # Out of memory beside others says nothing: it may try again by itself.
+            # What went wrong beside others may be their doing: it may try again by itself.
             single = {spec: point}
             while single:
                 self.pool.drop()
-                self._attempt(single, {})
+                self._attempt(single, None)
 
     # ---- one attempt -----------------------------------------------------------------
 
-    def _attempt(self, todo: dict[str, Point], alone: dict[str, Point]) -> None:
+    def _attempt(self, todo: dict[str, Point], alone: Alone) -> None:
         """Run ``todo`` in one worker; take out of it what is finished.
 
-        What ran out of memory while others held some is moved to ``alone``.
+        What others may be to blame for is moved to ``alone``, which is None for one that
+        runs by itself already.
         """
         suite = self.plan.suite
         problem = next(iter(todo.values())).problem
         task = {
-            **_task("measure", [p.contender for p in todo.values()], self.pool.device),
+            **make_task("measure", [p.contender for p in todo.values()], self.pool.device),
             "problem": problem.to_json(),
             "seed": suite.verify.seed,
             "budget": suite.measure.model_dump(exclude={"timeout_s"}),
         }
         at_work: str | None = None
+        is_clean = self.pool.is_fresh  # no plugin was at work in that process yet
         try:
             for event in self.pool.ask(task, suite.measure.timeout_s):
                 if event["event"] == "step":
                     at_work = event["who"]
+                    is_clean = is_clean and at_work is None
                     self.progress.step(at_work, event["phase"])
                 elif event["event"] == "result":
                     self._take(event, todo, alone)
         except WorkerDied as death:
-            self._bury(death, at_work, todo, alone)
+            if at_work is None:
+                self._bury_reference(death, is_clean, todo, alone)
+            elif at_work in todo:
+                self._bury(death, at_work, todo, alone)
         else:
             for point in todo.values():  # cannot happen; never lose a point silently
                 self._finish(point, status="error", reason="the worker gave no result")
             todo.clear()
 
-    def _take(self, event: Event, todo: dict[str, Point], alone: dict[str, Point]) -> None:
+    def _take(self, event: Event, todo: dict[str, Point], alone: Alone) -> None:
         point = todo.pop(event["who"])
-        if event["status"] == "oom" and not event["alone"]:
+        if event["status"] == "oom" and not event["alone"] and alone is not None:
             alone[event["who"]] = point
             return
         told = {k: v for k, v in event.items() if k not in ("event", "who", "alone")}
         self._finish(point, **told)
 
-    def _bury(
-        self,
-        death: WorkerDied,
-        at_work: str | None,
-        todo: dict[str, Point],
-        alone: dict[str, Point],
+    def _bury(self, death: WorkerDied, at_work: str, todo: dict[str, Point], alone: Alone) -> None:
+        """Blame the contender at work."""
+        point = todo.pop(at_work)
+        if death.status == "oom" and alone is not None and (todo or alone):
+            alone[at_work] = point
+        else:
+            self._finish(point, status=death.status, reason=death.reason, log_tail=death.log)
+
+    def _bury_reference(
+        self, death: WorkerDied, is_clean: bool, todo: dict[str, Point], alone: Alone
     ) -> None:
-        """Blame the contender at work, or everybody if it was the reference itself."""
-        if at_work is None:
-            for point in todo.values():
+        """The worker died over the float64 reference: by itself, or by what plugins left behind.
+
+        In a clean process it was the reference, and nobody can be verified. Otherwise each
+        contender gets a process of its own; one beside which it fails again is to blame.
+        """
+        if not is_clean and alone is not None:
+            alone.update(todo)
+        for spec, point in todo.items():
+            if is_clean:
                 reason = f"the float64 reference failed: {death.reason}"
                 self._finish(point, status="error", reason=reason, log_tail=death.log)
-            todo.clear()
-        elif at_work in todo:
-            point = todo.pop(at_work)
-            if death.status == "oom" and (todo or alone):
-                alone[at_work] = point
-            else:
-                self._finish(point, status=death.status, reason=death.reason, log_tail=death.log)
+            elif alone is None:
+                reason = f"{death.reason} (after {spec} had run, over the float64 reference)"
+                self._finish(point, status=death.status, reason=reason, log_tail=death.log)
+        todo.clear()
 
     def _finish(self, point: Point, **told: Any) -> None:
         record = self._record(point, told)
@@ -321,20 +226,3 @@ class Runner:
             command=f"{self.command} --impls {shlex.quote(point.contender.spec)} "
             f"--problem {point.problem.id} --fresh",
         )
-
-
-def contender_json(contender: Contender) -> Event:
-    """A contender as a worker's task names it."""
-    return {
-        "key": contender.spec,
-        "entry": contender.entry.to_json(),
-        "options": dict(contender.given),
-    }
-
-
-def _task(do: str, contenders: Sequence[Contender], device: str) -> Event:
-    return {
-        "do": do,
-        "device": device,
-        "contenders": [contender_json(c) for c in contenders],
-    }

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from attnbench import environment as environments
-from attnbench import runner, store
+from attnbench import pool as pools
+from attnbench import store
 from attnbench.errors import UserError
 from attnbench.lock import device_lock
 from attnbench.plan import Plan, choose, make_plan
@@ -28,7 +29,7 @@ class Session:
 
     project: Path
     device: str
-    pool: runner.WorkerPool
+    pool: pools.WorkerPool
     entries: list[Entry]
     environment: dict[str, Any]
 
@@ -87,14 +88,14 @@ def open_session(
         if not impls_dir.is_dir():
             raise UserError(f"--impls-dir {impls_dir}: no such folder")
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(runner.WorkerPool(device, folder))
-        known = runner.environment(pool)
+        pool = stack.enter_context(pools.WorkerPool(device, folder))
+        known = pools.environment(pool)
         if "fault" in known:
             raise UserError(f"--device {device}: {known['fault']}")
         pool.device = known["identity"]["hardware"]["device"]
         if lock:
             stack.enter_context(device_lock(pool.device))
-        entries = runner.discover(pool, folder, impls_dirs)
+        entries = pools.discover(pool, folder, impls_dirs)
         yield Session(folder, pool.device, pool, entries, known)
 
 

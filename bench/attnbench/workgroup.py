@@ -11,7 +11,6 @@ import fnmatch
 import gc
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,27 +19,19 @@ from typing import Any
 import torch
 
 from attnbench import registry
-from attnbench.execution import Execution, WrongOutput
+from attnbench.execution import Execution
+from attnbench.failure import Failed, classify
+from attnbench.guard import Guard
 from attnbench.inputs import Inputs, make_inputs
 from attnbench.measure.clock import clock_for
 from attnbench.measure.memory import peak_memory
 from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.plugin import Attention, Unsupported
 from attnbench.problem import Problem
-from attnbench.record import Memory, Samples, Status, TensorAccuracy
+from attnbench.record import Memory, Samples, TensorAccuracy
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
 
 Send = Callable[..., None]
-
-
-class Failed(Exception):
-    """A contender's own failure: what becomes of its point."""
-
-    def __init__(self, status: Status, reason: str, log: str | None = None) -> None:
-        super().__init__(reason)
-        self.status: Status = status
-        self.reason = reason
-        self.log = log
 
 
 @dataclass
@@ -71,6 +62,7 @@ class Group:
         self._send = send
         self._alone = len(task["contenders"]) == 1
         self._task = task
+        self._guard = Guard()
         self._yardsticks: dict[int, Yardstick] = {}
         self._ready: dict[str, Contender] = {}
 
@@ -81,9 +73,8 @@ class Group:
         self._yardstick(self.seed, inputs)
         for told in self._task["contenders"]:
             with self._blaming(told["key"]):
-                contender = Contender(told["key"], _make(told))
-                self._build_and_verify(contender, inputs)
-                self._ready[contender.key] = contender
+                self._send("step", who=told["key"], phase="import")
+                self._build_and_verify(Contender(told["key"], _make(told)), inputs)
         del inputs
         if self._ready:
             self._time()
@@ -102,6 +93,7 @@ class Group:
         self._synchronize()
         contender.accuracy = self._judge(contender, self.seed, inputs)
         contender.wall_s += time.perf_counter() - started
+        self._ready[contender.key] = contender
 
     def _time(self) -> None:
         """Interleaved rounds on fresh contents, then verification of the timed output."""
@@ -125,23 +117,28 @@ class Group:
                 self._step(contender, "memory")
                 contender.running.forget()
                 memory = peak_memory(contender.running.step, self.device)
+                self._guard.check()
                 self._succeed(contender, taken[contender.key], clock.name, memory)
 
     def _sample_survivors(self, clock: Any) -> dict[str, Taken]:
         """Sample everybody; one that fails while timed drops out and the rest start again."""
         while self._ready:
-            at_work = ""
+            at_work = next(iter(self._ready))
 
             def announce(key: str, phase: str) -> None:
                 nonlocal at_work
+                self._guard.check()  # of the turn that just ended, which is still at work
                 at_work = key
                 self._step(self._ready[key], phase)
 
             calls = {key: c.running.step for key, c in self._ready.items()}
             try:
-                return sample(calls, clock, self.budget, self.seed, announce)
-            except Exception as error:
-                self._fail(at_work, _classify(error))
+                taken = sample(calls, clock, self.budget, self.seed, announce)
+                self._guard.check()
+            except BaseException as error:
+                self._fail(at_work, classify(error))
+            else:
+                return taken
         return {}
 
     # ---- truth -----------------------------------------------------------------------
@@ -183,17 +180,20 @@ class Group:
 
     @contextmanager
     def _blaming(self, key: str) -> Iterator[None]:
-        """Turn whatever goes wrong inside into this contender's result."""
+        """Turn whatever goes wrong inside into this contender's result.
+
+        SystemExit and KeyboardInterrupt too: they are the plugin's, a user's Ctrl-C does not
+        reach this process.
+        """
         try:
             yield
-        except Exception as error:
-            self._fail(key, _classify(error))
+            self._guard.check()
+        except BaseException as error:
+            self._fail(key, classify(error))
 
     def _fail(self, key: str, failed: Failed) -> None:
+        self._guard.restore()
         self._ready.pop(key, None)
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
         self._send(
             "result",
             who=key,
@@ -202,6 +202,12 @@ class Group:
             log_tail=failed.log,
             alone=self._alone,
         )
+        gc.collect()
+        if self.device.type == "cuda":
+            # An illegal access leaves a context in which nobody's calls work: then this raises,
+            # the worker is given up, and the others go on in a fresh one.
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
 
     def _succeed(self, contender: Contender, taken: Taken, clock: str, memory: Memory) -> None:
         interval = taken.interval
@@ -244,11 +250,14 @@ def probe(task: dict[str, Any], send: Send) -> None:
     problem = Problem.from_json(task["problem"])
     for told in task["contenders"]:
         send("step", who=told["key"], phase="probe")
+        reason, guard = None, Guard()
         try:
             Execution(_make(told), problem, torch.device(task["device"]))
-            send("probed", who=told["key"], reason=None)
-        except Exception as error:
-            send("probed", who=told["key"], reason=_classify(error).reason)
+            guard.check()
+        except BaseException as error:
+            reason = classify(error).reason
+            guard.restore()
+        send("probed", who=told["key"], reason=reason)
 
 
 def run_battery(task: dict[str, Any], send: Send) -> None:
@@ -276,22 +285,6 @@ def run_battery(task: dict[str, Any], send: Send) -> None:
 def _make(told: dict[str, Any]) -> Attention:
     entry = registry.Entry.from_json(told["entry"])
     return registry.load(entry)(**told["options"])
-
-
-def _classify(error: Exception) -> Failed:
-    """What a plugin's exception means for its point."""
-    if isinstance(error, Failed):
-        return error
-    if isinstance(error, Unsupported):
-        return Failed("unsupported", str(error) or "no reason given")
-    if isinstance(error, WrongOutput):
-        return Failed("incorrect", str(error))
-    log = "".join(traceback.format_exception(error))[-4000:]
-    text = next(iter(str(error).splitlines()), "")
-    is_oom = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if is_oom or "can't allocate memory" in str(error):
-        return Failed("oom", f"out of memory: {text}", log)
-    return Failed("error", f"{type(error).__name__}: {text}".rstrip(": "), log)
 
 
 def _worse(

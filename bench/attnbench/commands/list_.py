@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from attnbench import runner, shelves
+from attnbench import pool, shelves
 from attnbench.problem import Problem
 from attnbench.session import open_session
 from attnbench.suite import list_suites, load_suite
@@ -28,7 +28,7 @@ def _impls(console: Console, arguments: argparse.Namespace) -> None:
     with open_session(
         arguments.project, arguments.device, arguments.impls_dir, lock=False
     ) as session:
-        both, single = (runner.probe(session.pool, session.entries, p.to_json()) for p in problems)
+        both, single = (pool.probe(session.pool, session.entries, p.to_json()) for p in problems)
         table = Table(box=None, pad_edge=False)
         for column in ("implementation", "kind", "here", "from", "what it is, or why not"):
             table.add_column(column, overflow="fold")

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from attnbench.errors import UserError
 from attnbench.plan import Contender, choose
+from attnbench.pool import WorkerPool, contender_json
 from attnbench.process import WorkerDied
-from attnbench.runner import WorkerPool, contender_json
 from attnbench.session import open_session
 
 _MARKS = {"ok": "green", "unsupported": "dim"}

@@ -1,0 +1,118 @@
+"""What everybody in a process shares, and nobody may leave changed.
+
+All implementations of a problem, the textbook that sets their limits and the float64
+reference run in one process. One that leaves torch with two threads fewer, TF32 switched
+on, or ``scaled_dot_product_attention`` replaced by its own kernel has changed everybody's
+figures. It is told so, and things are put back before anybody else's turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+_CUDA = torch.backends.cuda
+_MKLDNN: Any = torch.backends.mkldnn
+_PRODUCTS: tuple[Any, ...] = (_CUDA.matmul, _MKLDNN.matmul, torch.backends)
+
+
+class Meddling(Exception):
+    """Somebody changed what others depend on; the text says what."""
+
+
+@dataclass(frozen=True)
+class _Shared:
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+
+
+def _attribute(owner: Any, name: str, title: str) -> _Shared:
+    return _Shared(title, lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+
+
+def _autocast(device: str) -> _Shared:
+    return _Shared(
+        f"autocast on {device}",
+        lambda: torch.is_autocast_enabled(device),
+        lambda value: torch.set_autocast_enabled(device, value),
+    )
+
+
+def _set_default_device(device: torch.device) -> None:
+    """Without an index it is what torch starts with, and setting it would slow every call."""
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+def _precision() -> tuple[str, ...]:
+    """What float32 products are made of, read where old and new ways of setting it meet."""
+    return tuple(str(place.fp32_precision).replace("ieee", "none") for place in _PRODUCTS)
+
+
+def _set_precision(values: tuple[str, ...]) -> None:
+    # The old way first: torch refuses to tell it when the two disagree.
+    torch.set_float32_matmul_precision("high" if "tf32" in values else "highest")
+    for place, value in zip(_PRODUCTS, values, strict=True):
+        place.fp32_precision = value
+
+
+_SHARED = (
+    _Shared("torch.get_num_threads()", torch.get_num_threads, torch.set_num_threads),
+    _Shared("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    _Shared("torch's default device", torch.get_default_device, _set_default_device),
+    _Shared("torch.is_grad_enabled()", torch.is_grad_enabled, torch.set_grad_enabled),
+    _autocast("cpu"),
+    _autocast("cuda"),
+    _Shared("float32 matmul precision (CUDA, oneDNN, all)", _precision, _set_precision),
+    _Shared(
+        "torch.are_deterministic_algorithms_enabled()",
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+    _Shared("SDPA's flash backend", _CUDA.flash_sdp_enabled, _CUDA.enable_flash_sdp),
+    _Shared("SDPA's efficient backend", _CUDA.mem_efficient_sdp_enabled,
+            _CUDA.enable_mem_efficient_sdp),
+    _Shared("SDPA's math backend", _CUDA.math_sdp_enabled, _CUDA.enable_math_sdp),
+    _Shared("SDPA's cuDNN backend", _CUDA.cudnn_sdp_enabled, _CUDA.enable_cudnn_sdp),
+    _attribute(F, "scaled_dot_product_attention", "F.scaled_dot_product_attention"),
+    _attribute(F, "softmax", "F.softmax"),
+    *(_attribute(torch, name, f"torch.{name}") for name in ("softmax", "matmul", "bmm", "einsum")),
+    *(_attribute(torch.Tensor, name, f"torch.Tensor.{name}") for name in ("softmax", "matmul")),
+    *(_attribute(time, name, f"time.{name}") for name in
+      ("perf_counter", "perf_counter_ns", "monotonic", "time")),
+)  # fmt: skip
+
+
+class Guard:
+    """Remembers how things are when it is made."""
+
+    def __init__(self) -> None:
+        self._before = [shared.read() for shared in _SHARED]
+
+    def restore(self) -> list[str]:
+        """Put everything back; say what had changed, and from what to what."""
+        changed = []
+        for shared, before in zip(_SHARED, self._before, strict=True):
+            now = shared.read()
+            if now is not before and now != before:
+                shared.write(before)
+                how = "" if callable(before) else f" from {before} to {now}"
+                changed.append(f"{shared.name}{how}")
+        return changed
+
+    def check(self) -> None:
+        """Put everything back.
+
+        Raises:
+            Meddling: something had changed.
+        """
+        if changed := self.restore():
+            raise Meddling(
+                f"it changed {', '.join(changed)}, on which the others in this process depend; "
+                "change it inside the call and put it back"
+            )
