@@ -9,7 +9,7 @@ from typing import Any
 
 from attnbench.plan import Contender
 from attnbench.process import Event, Worker, WorkerDied
-from attnbench.registry import Entry, Source, blame
+from attnbench.registry import Entry, Source, blame, by_name
 
 IMPORT_TIMEOUT_S = 120.0  # for one plugin to be imported, while all are looked for
 _PROBE_TIMEOUT_S = 120.0
@@ -69,12 +69,15 @@ class WorkerPool:
 
 
 def discover(
-    pool: WorkerPool, project: Path | None, impls_dirs: Sequence[Path] = ()
+    pool: WorkerPool,
+    project: Path | None,
+    impls_dirs: Sequence[Path] = (),
+    timeout_s: float = IMPORT_TIMEOUT_S,
 ) -> list[Entry]:
     """Every implementation, the unavailable ones with their reasons.
 
-    Importing happens in a worker: a plugin that crashes or hangs there becomes
-    unavailable, and the search starts again without it.
+    Importing happens in a worker: a plugin that crashes there, or takes longer than
+    ``timeout_s``, becomes unavailable, and the search starts again without it.
     """
     blamed: list[Entry] = []
     while True:
@@ -86,7 +89,7 @@ def discover(
         }
         importing: Source | None = None
         try:
-            for event in pool.ask(task, IMPORT_TIMEOUT_S):
+            for event in pool.ask(task, timeout_s):
                 if event["event"] == "importing":
                     importing = Source(**event["source"])
                 elif event["event"] == "entries":
@@ -96,7 +99,7 @@ def discover(
                 raise
             blamed.append(blame(importing, f"fails to import: {death.reason}"))
             continue
-        return sorted([*found, *blamed], key=lambda e: e.name)
+        return by_name([*found, *blamed])
 
 
 def environment(pool: WorkerPool) -> dict[str, Any]:

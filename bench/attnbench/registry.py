@@ -14,7 +14,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from attnbench import plugin, shelves
+from attnbench.errors import in_words
 from attnbench.spec import Value
 
 GROUP = "attnbench.impls"
@@ -83,7 +83,10 @@ def sources(project: Path | None = None, extra: Iterable[Path] = ()) -> list[Sou
     digests: set[str] = set()
     for origin, shelf_folders in folders.items():
         for path in _plugin_paths(shelf_folders):
-            digest = _digest(path)
+            try:
+                digest = _digest(path)
+            except OSError:  # a dangling link, no permission: importing it will say so
+                digest = str(path)
             if digest not in digests:
                 digests.add(digest)
                 found.append(Source(origin, path.stem, path=str(path)))
@@ -110,13 +113,28 @@ def discover(
         for entry in _entries_of(source):
             first = entries.get(entry.name)
             if entry.reason is None and first is not None:
+                if (entry.file, entry.line) == (first.file, first.line):
+                    continue  # two entry points, or a file and an entry point, lead to it
                 reason = f"the name {entry.name!r} is taken by {first.file}:{first.line}"
-                entry = replace(entry, name=_second_name(entry), reason=reason)
+                entry = replace(entry, reason=reason)
             if entry.reason is None:
                 entries[entry.name] = entry
             else:
                 unavailable.append(entry)
-    return sorted([*entries.values(), *unavailable], key=lambda e: (e.name, e.reason or ""))
+    return by_name([*entries.values(), *unavailable])
+
+
+def by_name(entries: Iterable[Entry]) -> list[Entry]:
+    """Sorted by name, each name once: an unavailable entry gives way, and is called by its file."""
+    named: dict[str, Entry] = {}
+    for entry in sorted(entries, key=lambda e: (e.reason is not None, e.name)):
+        name = entry.name
+        if name in named:
+            name = f"{name} ({Path(entry.file).name}:{entry.line})"
+        if name in named:
+            name = f"{entry.name} ({entry.file}:{entry.line})"
+        named.setdefault(name, replace(entry, name=name))
+    return sorted(named.values(), key=lambda e: e.name)
 
 
 def load(entry: Entry) -> type[plugin.Attention]:
@@ -135,9 +153,7 @@ def blame(source: Source, reason: str) -> Entry:
 def _entries_of(source: Source) -> list[Entry]:
     try:
         declarations = _import(source)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
+    except BaseException as error:  # SystemExit too; a user's Ctrl-C does not reach a worker
         file, line = _origin_of(error, source)
         return [replace(blame(source, _say(error)), file=file, line=line)]
     if not declarations:
@@ -148,15 +164,10 @@ def _entries_of(source: Source) -> list[Entry]:
         entry = _entry(declaration, source)
         if declaration.name in seen and entry.reason is None:
             reason = f"registers {entry.name!r} twice, first in line {seen[entry.name].line}"
-            entry = replace(entry, name=_second_name(entry), reason=reason)
+            entry = replace(entry, reason=reason)
         seen.setdefault(declaration.name, declaration)
         entries.append(entry)
     return entries
-
-
-def _second_name(entry: Entry) -> str:
-    """How to list an entry whose name is already somebody else's."""
-    return f"{entry.name} ({Path(entry.file).name}:{entry.line})"
 
 
 def _entry(declaration: plugin.Declaration, source: Source) -> Entry:
@@ -184,10 +195,20 @@ _loaded: dict[Source, list[plugin.Declaration]] = {}
 
 
 def _import(source: Source) -> list[plugin.Declaration]:
-    """Import a source once; return what it declared."""
+    """Import a source once; return what it declared.
+
+    Raises:
+        Meddling: importing it changed what others depend on.
+    """
     if source not in _loaded:
-        before = len(plugin.declared)
-        module = _import_file(Path(source.path)) if source.path else _import_point(source)
+        from attnbench.guard import Guard  # needs torch, which whoever only lists does not
+
+        before, guard = len(plugin.declared), Guard()
+        try:
+            module = _import_file(Path(source.path)) if source.path else _import_point(source)
+            guard.check()
+        finally:
+            guard.restore()
         fresh = plugin.declared[before:]
         _loaded[source] = fresh or [d for d in plugin.declared if d.module == module.__name__]
     return _loaded[source]
@@ -231,11 +252,17 @@ def _plugin_paths(folders: Iterable[Path]) -> Iterator[Path]:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file, or of all Python files of a folder, names included."""
+    """SHA-256 of a file, or of all files of a folder (kernels are not all Python), names included.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     digest = hashlib.sha256()
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        name = file.relative_to(path.parent)
+        if "__pycache__" not in name.parts and not file.name.startswith("."):
+            digest.update(str(name).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
@@ -245,13 +272,12 @@ def _origin_of(error: BaseException, source: Source) -> tuple[str, int]:
         return error.filename, error.lineno or 0
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if source.path and f.filename.startswith(source.path)]
-    outside = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    here = str(Path(__file__).parent)
+    outside = [f for f in frames if "importlib" not in f.filename and here not in f.filename]
     for frame in [*own[::-1], *outside[::-1]]:
         return frame.filename, frame.lineno or 0
     return source.path or source.entry_point, 0
 
 
 def _say(error: BaseException) -> str:
-    linecache.checkcache()
-    first = next(iter(str(error).splitlines()), "")
-    return f"fails to import: {type(error).__name__}: {first}".rstrip(": ")
+    return f"fails to import: {in_words(error)}"

@@ -71,6 +71,7 @@ def open_session(
     impls_dirs: Sequence[Path] = (),
     *,
     lock: bool = True,
+    import_timeout_s: float = pools.IMPORT_TIMEOUT_S,
 ) -> Iterator[Session]:
     """Start a worker, settle the device, hold it, and find out who can be measured.
 
@@ -79,6 +80,7 @@ def open_session(
         device: ``auto`` (a GPU if torch can use one), ``cpu``, ``cuda`` or ``cuda:N``.
         impls_dirs: further folders of implementations.
         lock: whether to hold the device; not needed only to look.
+        import_timeout_s: longest time a plugin may take to be imported.
 
     Raises:
         UserError: the device is not there, or another attnbench holds it.
@@ -95,7 +97,7 @@ def open_session(
         pool.device = known["identity"]["hardware"]["device"]
         if lock:
             stack.enter_context(device_lock(pool.device))
-        entries = pools.discover(pool, folder, impls_dirs)
+        entries = pools.discover(pool, folder, impls_dirs, import_timeout_s)
         yield Session(folder, pool.device, pool, entries, known)
 
 
