@@ -334,6 +334,8 @@ def test_a_whole_number_density_is_the_same_mask():
         ("window:window=2.5", "window must be of type int, got 2.5"),
         ({"kind": "window", "window": True}, "window must be of type int, got True"),
         ({"kind": "window", "causal": "yes"}, "causal must be of type bool, got 'yes'"),
+        ("window:window=99999999999999999999", "window is too large: 99999999999999999999"),
+        (f"block_sparse:density=1{'0' * 400}", "density is too large: 1000"),
         ("prefix:prefix=0", "prefix must be positive, got 0"),
         ("strided:stride=0", "stride must be positive, got 0"),
         ("document", "give either lengths or count, got lengths [] and count 0"),

@@ -31,6 +31,7 @@ Table = Callable[[npt.NDArray[Any]], Any]
 Predicate = Callable[[Any, Any], Any]
 """(query position, key position) → allowed; elementwise on ints, numpy arrays or tensors."""
 
+_LARGEST = 2**31 - 1  # of a whole number; positions are int32 in many kernels
 _CHUNK_ELEMENTS = 1 << 24  # dense work is done in pieces of at most this many pairs
 
 
@@ -193,6 +194,8 @@ class Mask(ABC):
             if not isinstance(value, (list, tuple)):
                 raise UserError(f"mask {self.kind}: {name} must be a list, got {value!r}")
             return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        if type(value) is int and abs(value) > _LARGEST:
+            raise UserError(f"mask {self.kind}: {name} is too large: {value}")
         if isinstance(default, float) and type(value) is int:
             return float(value)
         if type(value) is not type(default):
