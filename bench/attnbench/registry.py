@@ -186,7 +186,7 @@ def _entry(declaration: plugin.Declaration, source: Source) -> Entry:
         features=tuple(sorted(cls.features)) if is_sound else (),
         version=cls.version,
         paper=cls.source,
-        summary=next(iter((cls.__doc__ or "").strip().splitlines()), ""),
+        summary=next(iter((cls.__doc__ or "").strip().splitlines()), "") if is_sound else "",
         source_sha256=_digest(path) if path.exists() else None,
     )
 
