@@ -176,7 +176,11 @@ def error_chart(view: Accuracy) -> dict[str, Any]:
 
 def error_title(view: Accuracy) -> str:
     """What the error chart's axis shows."""
-    title = {"rel_l2": "relative L2 error", "max_abs": "largest absolute error"}[view.measure]
+    title = {
+        "rel_l2": "relative L2 error",
+        "max_abs": "largest absolute error",
+        "row_rel": "relative L2 error of the worst row",
+    }[view.measure]
     return f"{title} ÷ tolerance" if view.relative_to == "tolerance" else title
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from attnbench.report.charts import error_chart, line_chart, measure
 from attnbench.report.definition import Accuracy, Definition, Lines
-from attnbench.report.points import Point
+from attnbench.report.fields import order
+from attnbench.report.points import MEASURES, Point
 from attnbench.report.style import Look
-from attnbench.report.sweep import Panel, Scope
-from attnbench.report.tables import figures
+from attnbench.report.sweep import Scope
+from attnbench.report.tables import figures, suite_commands
 from attnbench.stats import Interval
 
-FILTERS = ("dtype", "mask", "direction")
+_FIRST_FILTERS = ("direction", "dtype", "mask")
 _TEXTS = ("time", "rate", "speedup", "memory", "error")
 
 
@@ -31,10 +32,20 @@ def dataset(
     }
 
 
-def fixed(panel: Panel) -> dict[str, str]:
-    """The filterable fields that have one value in the whole panel."""
-    values = {f: {str(p.fields.get(f)) for p in panel.points} for f in FILTERS}
-    return {f: next(iter(v)) for f, v in values.items() if len(v) == 1}
+def filter_values(scopes: Sequence[Scope]) -> dict[str, list[str]]:
+    """The fields that tell panels or columns apart, with the values to choose from."""
+    values: dict[str, set[str]] = {field: set() for field in _FIRST_FILTERS}
+    for scope in scopes:
+        for panel in scope.panels:
+            for field, value in panel.facets.items():
+                values.setdefault(field, set()).add(str(value))
+        if scope.axis.kind == "ordinal" and scope.axis.field != "shape":
+            values.setdefault(scope.axis.field, set()).update(scope.axis.values)
+    return {
+        field: sorted(found, key=lambda value: order(field, value))
+        for field, found in values.items()
+        if len(found) > 1
+    }
 
 
 def _scope(definition: Definition, scope: Scope, order: Mapping[str, int]) -> dict[str, Any]:
@@ -56,6 +67,10 @@ def _scope(definition: Definition, scope: Scope, order: Mapping[str, int]) -> di
         for number, panel in enumerate(scope.panels)
         for point in panel.points
     ]
+    shared = suite_commands(scope.points)
+    command = shared[0] if len(shared) == 1 else ""
+    for row in rows:
+        row["command"] = row["command"].removeprefix(command)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return {
         "baseline": scope.baseline,
@@ -65,7 +80,11 @@ def _scope(definition: Definition, scope: Scope, order: Mapping[str, int]) -> di
             "ordinal": scope.axis.kind == "ordinal",
             "values": list(scope.axis.values),
         },
-        "panels": [{"title": panel.title, **fixed(panel)} for panel in scope.panels],
+        "panels": [
+            {"title": panel.title, "facets": {k: str(v) for k, v in panel.facets.items()}}
+            for panel in scope.panels
+        ],
+        "command": command,
         "charts": charts,
         "rows": {key: [row.get(key) for row in rows] for key in keys},
     }
@@ -86,22 +105,21 @@ def _row(number: int, scope: Scope, point: Point, order: Mapping[str, int]) -> d
     if record.accuracy:
         row["errors"] = {
             tensor: [
-                short(a.rel_l2), short(a.rel_l2_allowed),
-                short(a.max_abs), short(a.max_abs_allowed), int(a.ok),
+                int(a.ok),
+                *(_short(getattr(a, name), 3) for measure in MEASURES for name in
+                  (measure, f"{measure}_allowed")),
             ]
             for tensor, a in record.accuracy.items()
         }  # fmt: skip
     texts = figures(point)
     row |= {f"{name}_text": texts.get(name) for name in _TEXTS}
-    row |= {"reason": record.reason, "command": record.command, "id": record.id}
-    row |= {f: str(point.fields.get(f)) for f in FILTERS if f == scope.axis.field}
-    return row
+    return row | {"reason": record.reason, "command": record.command, "id": record.id}
 
 
-def short(value: float | None) -> float | None:
-    """Six significant digits: what a chart can show, at half the size."""
-    return None if value is None else float(f"{value:.6g}")
+def _short(value: float | None, digits: int = 6) -> float | None:
+    """What a chart can show, at half the size."""
+    return None if value is None else float(f"{value:.{digits}g}")
 
 
 def _triple(value: Interval | None) -> list[float | None] | None:
-    return None if value is None else [short(v) for v in (value.median, value.low, value.high)]
+    return None if value is None else [_short(v) for v in (value.median, value.low, value.high)]

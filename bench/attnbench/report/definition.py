@@ -60,7 +60,7 @@ class Accuracy(_View):
     """
 
     view: Literal["error"]
-    measure: Literal["rel_l2", "max_abs"] = "rel_l2"
+    measure: Literal["rel_l2", "max_abs", "row_rel"] = "rel_l2"
     relative_to: Literal["tolerance", "nothing"] = "tolerance"
     figure: bool = True
 

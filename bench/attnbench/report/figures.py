@@ -1,13 +1,15 @@
 """Static figures for papers, READMEs and pull requests: PNG and SVG, by matplotlib.
 
 One figure a view and scope, a small multiple a panel; figures with very many panels are
-split. Nothing in a file depends on when or where it was drawn.
+split, and the page alone has what two do not hold. Nothing in a file depends on when or
+where it was drawn.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +35,9 @@ from attnbench.report.sweep import Panel, Scope
 _INK = "#1d232a"
 _BAD = "#b3261e"
 _COLUMNS = 4
+_TITLE_WIDTH = 34  # letters of a panel's title in a line
 _PANELS = 16  # of one figure
+_MOST_FIGURES = 2  # of one view and scope; the page has the other panels
 _MARKERS = {
     "circle": "o", "square": "s", "triangle-up": "^", "triangle-down": "v",
     "triangle-right": ">", "diamond": "D", "cross": "P",
@@ -82,6 +86,7 @@ def draw_figures(
             for plot in _plots(definition, scope, looks):
                 panels = [p for p in scope.panels if any(map(plot.has_data, p.points))]
                 parts = [panels[i : i + _PANELS] for i in range(0, len(panels), _PANELS)]
+                del parts[_MOST_FIGURES:]
                 for part, some in enumerate(parts, start=1):
                     figure = _figure(plot, some, scope, looks, machine)
                     suffix = f"-{part}" if len(parts) > 1 else ""
@@ -124,14 +129,14 @@ def _figure(
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     names = {p.implementation for panel in panels for p in panel.points if plot.has_data(p)}
-    width, height = 0.6 + 2.35 * max(columns, 2), 0.85 + 2.0 * rows
+    width, height = 0.6 + 2.35 * max(columns, 2), 0.85 + 2.05 * rows
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for index, ax in enumerate(axes.flat):
         if index >= len(panels):
             ax.set_axis_off()
             continue
-        ax.set_title(panels[index].title)
+        ax.set_title(textwrap.fill(panels[index].title, _TITLE_WIDTH))
         plot.draw(ax, panels[index])
     figure.suptitle(
         f"{plot.title}\n{scope.title} · {machine}", x=0.01, ha="left", fontsize=9.5, color=_INK
@@ -283,6 +288,8 @@ def _tint(tint: float) -> tuple[float, float, float]:
 
 def _save(figure: Figure, folder: Path, stem: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once is enough for both files
     png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"
     figure.savefig(png, metadata={"Software": None})
     figure.savefig(svg, metadata={"Date": None, "Creator": None})

@@ -12,10 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from attnbench.report.points import Point, load_points
+from attnbench.report.points import MEASURES, Point, load_points
 from attnbench.stats import Interval
 
-_ERRORS = ("rel_l2", "rel_l2_allowed", "max_abs", "max_abs_allowed", "naive_rel_l2")
+_ERRORS = (
+    *(name for m in MEASURES for name in (m, f"{m}_allowed")), "naive_rel_l2", "naive_max_abs",
+)  # fmt: skip
 
 
 def load_frame(results: Sequence[Path]) -> pd.DataFrame:

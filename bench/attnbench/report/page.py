@@ -24,10 +24,10 @@ from markupsafe import Markup
 from attnbench.record import Implementation
 from attnbench.report import environments as env
 from attnbench.report import tables, units
-from attnbench.report.dataset import FILTERS, dataset, fixed
+from attnbench.report.dataset import dataset, filter_values
 from attnbench.report.definition import Definition
 from attnbench.report.environments import Environment
-from attnbench.report.fields import label, order
+from attnbench.report.fields import LABELS, label
 from attnbench.report.points import Point
 from attnbench.report.style import Look
 from attnbench.report.sweep import Scope
@@ -88,11 +88,11 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class PanelView:
-    """A panel as the template needs it. ``attributes`` are what filters look at."""
+    """A panel as the template needs it."""
 
     number: int
     title: str
-    attributes: Mapping[str, str]
+    details: str
     cards: Sequence[Verdict]
     columns: Sequence[Any]
     heat: Sequence[tuple[Look, Sequence[tables.Cell]]]
@@ -115,6 +115,7 @@ class ScopeView:
     failures: Sequence[tables.Failure]
     environments: Sequence[Environment]
     implementations: Sequence[Implementation]
+    panel_of: Mapping[str, int]  # by the id of a record
 
 
 def page(
@@ -134,7 +135,8 @@ def page(
         scopes=views,
         looks=list(looks.values()),
         looks_by_name=looks,
-        filters=_filters(scopes),
+        filters=filter_values(scopes),
+        labels=LABELS,
         problems=problems,
         statuses=tables.MEANINGS,
         policy=_policy(bundle, script),
@@ -173,11 +175,12 @@ def _scope_view(
         machine,
         tables.status_counts(points),
         " to ".join(dict.fromkeys((_minute(times[0]), _minute(times[-1])))),
-        [_panel_view(i, scope, looks) for i in range(len(scope.panels))],
+        _panel_views(scope, looks),
         [look for name, look in looks.items() if name in names],
         tables.failures(points, looks),
         own,
         list({p.implementation: p.record.implementation for p in points}.values()),
+        {p.record.id: i for i, panel in enumerate(scope.panels) for p in panel.points},
     )
 
 
@@ -199,32 +202,27 @@ def _minute(time: str) -> str:
     return f"{found[1]} {found[2]} UTC" if found else time
 
 
-def _panel_view(number: int, scope: Scope, looks: Mapping[str, Look]) -> PanelView:
-    panel = scope.panels[number]
-    statuses: dict[str, list[Point]] = {}
-    for point in panel.points:
-        statuses.setdefault(point.implementation, []).append(point)
-    return PanelView(
-        number,
-        panel.title or "All points",
-        {f"data-{k}": v for k, v in fixed(panel).items()},
-        [verdict for own, verdict in tables.cards(scope) if own == number],
-        tables.panel_values(scope, panel),
-        tables.heat_rows(scope, panel, looks),
-        {v.x: v for v in verdicts(scope, panel)},
-        statuses,
-    )
-
-
-def _filters(scopes: Sequence[Scope]) -> dict[str, list[str]]:
-    """The values to choose from, for fields that have more than one."""
-    points = [p for scope in scopes for p in scope.points]
-    found = {}
-    for field in FILTERS:
-        values = {str(p.fields.get(field)) for p in points}
-        if len(values) > 1:
-            found[field] = sorted(values, key=lambda v: order(field, v))
-    return found
+def _panel_views(scope: Scope, looks: Mapping[str, Look]) -> list[PanelView]:
+    cards: dict[int, list[Verdict]] = {}
+    for number, verdict in tables.cards(scope):
+        cards.setdefault(number, []).append(verdict)
+    views = []
+    for number, panel in enumerate(scope.panels):
+        statuses: dict[str, list[Point]] = {}
+        for point in panel.points:
+            statuses.setdefault(point.implementation, []).append(point)
+        view = PanelView(
+            number,
+            panel.title or "All points",
+            " · ".join(label(k, v) for k, v in scope.details(panel).items()),
+            cards[number],
+            tables.panel_values(scope, panel),
+            tables.heat_rows(scope, panel, looks),
+            {v.x: v for v in verdicts(scope, panel)},
+            statuses,
+        )
+        views.append(view)
+    return views
 
 
 @functools.cache

@@ -140,12 +140,13 @@ def current(points: Iterable[Point]) -> tuple[list[Point], list[str]]:
     ]
 
 
+MEASURES = ("rel_l2", "max_abs", "row_rel")
+"""Measures of error in a record; each has its tolerance in ``…_allowed``."""
+
+
 def error_ratio(accuracy: TensorAccuracy) -> float | None:
-    """Error ÷ tolerance, the larger of relative L2 and max-abs; 1 is the limit."""
-    pairs = (
-        (accuracy.rel_l2, accuracy.rel_l2_allowed),
-        (accuracy.max_abs, accuracy.max_abs_allowed),
-    )
+    """Error ÷ tolerance, the largest of all measures; 1 is the limit."""
+    pairs = [(getattr(accuracy, m), getattr(accuracy, f"{m}_allowed")) for m in MEASURES]
     ratios = [error / allowed for error, allowed in pairs if error is not None and allowed]
     return max(ratios) if ratios else None
 

@@ -44,6 +44,9 @@ _FOLLOWERS: Mapping[str, set[str]] = {
     "head_dim": _HEADS,
 }
 
+# Fields that usually equal another, and then need not be said.
+_FOLLOWS = {"heads_kv": "heads_q", "seqlen_k": "seqlen_q", "head_dim_v": "head_dim"}
+
 Kind = Literal["log", "linear", "ordinal"]
 
 
@@ -106,18 +109,30 @@ class Scope:
     def constants(self) -> dict[str, Any]:
         """The fields that are the same for every point, as far as they say something."""
         told = ("direction", "dtype", "mask", *SHAPE, "d_model", "level", "dropout_p", "softcap")
-        silent = {"heads_kv": "heads_q", "seqlen_k": "seqlen_q", "head_dim_v": "head_dim"}
         found: dict[str, Any] = {}
         for field in told:
             values = _values(field, self.points)
             value = next(iter(values))
             is_constant = len(values) == 1 and value not in (None, 0, "op")
-            follows = field in silent and value == found.get(silent[field])
+            follows = field in _FOLLOWS and value == found.get(_FOLLOWS[field])
             if is_constant and not follows and field != self.axis.field:
                 found[field] = value
         if {"heads_q", "head_dim"} <= found.keys():
             found.pop("d_model", None)  # their product says nothing new
         return found
+
+    def details(self, panel: Panel) -> dict[str, Any]:
+        """What is the same throughout a panel and not said by its title or the scope."""
+        if self.axis.field == "shape":
+            return {}
+        found: dict[str, Any] = {}
+        for field in SHAPE:
+            values = _values(field, panel.points)
+            is_said = field in panel.facets or field == self.axis.field
+            if len(values) == 1 and not is_said and len(_values(field, self.points)) > 1:
+                found[field] = next(iter(values))
+        known = {**panel.facets, **found}
+        return {k: v for k, v in found.items() if v != known.get(_FOLLOWS.get(k, ""))}
 
     def x(self, point: Point) -> Any:
         """Where a point lies on the axis."""

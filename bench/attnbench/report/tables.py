@@ -49,7 +49,6 @@ class Cell:
     x: Any
     text: str
     status: str  # a Status, "no-baseline", "none" (no such point)
-    tip: str = ""
     tint: float = 0.0  # −1 (much slower) … 1 (much faster)
     number: float | None = None
 
@@ -144,8 +143,8 @@ def failures(points: Iterable[Point], looks: Mapping[str, Look]) -> list[Failure
 
 
 def suite_commands(points: Iterable[Point]) -> list[str]:
-    """What measures the suites of these points again."""
-    return [f"attnbench run {suite}" for suite in sorted({p.record.suite for p in points})]
+    """What measures these points again: their commands without the choice of one point."""
+    return sorted({p.record.command.partition(" --impls ")[0] for p in points} - {""})
 
 
 def _gravity(status: Status) -> int:
@@ -158,14 +157,11 @@ def _gravity(status: Status) -> int:
 
 def _cell(x: Any, point: Point | None, look: Look) -> Cell:
     if point is None:
-        return Cell(x, "", "none", "no such point")
+        return Cell(x, "", "none")
     if point.record.status != "ok":
-        reason = point.record.reason or ""
-        return Cell(x, SHORT[point.record.status], point.record.status, reason)
+        return Cell(x, SHORT[point.record.status], point.record.status)
     if point.speedup is None:
-        time_text = figures(point).get("time", "")
-        return Cell(x, "no base", "no-baseline", f"{time_text}; the baseline has no time here")
+        return Cell(x, "no base", "no-baseline")
     ratio = point.speedup.median
     tint = max(-1.0, min(1.0, math.log2(ratio) / _FULL_TINT))
-    tip = f"{speedup_text(point)} · {figures(point)['time']}"
-    return Cell(x, units.ratio(ratio), "ok", tip, 0.0 if look.is_baseline else tint, ratio)
+    return Cell(x, units.ratio(ratio), "ok", 0.0 if look.is_baseline else tint, ratio)

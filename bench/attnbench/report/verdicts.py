@@ -17,19 +17,18 @@ class Verdict:
     Attributes:
         ranking: points that were measured and are correct, fastest first.
         winners: those whose interval overlaps the fastest one's; more than one is a tie.
-        refused: points that have no time, whatever the reason.
     """
 
     panel: Panel
     x: Any
     ranking: tuple[Point, ...]
     winners: tuple[Point, ...]
-    refused: tuple[Point, ...]
 
     @property
     def next(self) -> Point | None:
         """The fastest of those that do not share the first place."""
-        return next((p for p in self.ranking if p not in self.winners), None)
+        leading = {point.record.id for point in self.winners}
+        return next((p for p in self.ranking if p.record.id not in leading), None)
 
     @property
     def behind(self) -> float | None:
@@ -42,12 +41,11 @@ class Verdict:
 
 def verdict(panel: Panel, x: Any, points: Iterable[Point]) -> Verdict:
     """Rank the points of one problem. Only status ``ok`` can win."""
-    points = list(points)
     times = [(p.time_s, p) for p in points if p.record.status == "ok" and p.time_s is not None]
     times.sort(key=lambda pair: (pair[0].median, pair[1].implementation))
     ranking = tuple(point for _, point in times)
     winners = tuple(point for time_s, point in times if time_s.low <= times[0][0].high)
-    return Verdict(panel, x, ranking, winners, tuple(p for p in points if p not in ranking))
+    return Verdict(panel, x, ranking, winners)
 
 
 def verdicts(scope: Scope, panel: Panel) -> list[Verdict]:

@@ -5,31 +5,29 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
-  const FIELDS = ["impl", "dtype", "mask", "direction"];
 
   // ---- rows ---------------------------------------------------------------------------
 
   data.scopes.forEach((scope) => {
     const keys = Object.keys(scope.rows);
-    const length = keys.length ? scope.rows[keys[0]].length : 0;
-    scope.rows = Array.from({ length }, (_, i) => {
-      const row = Object.fromEntries(keys.map((key) => [key, scope.rows[key][i]]));
-      const panel = scope.panels[row.panel];
-      return { dtype: panel.dtype, mask: panel.mask, direction: panel.direction, ...row };
-    });
+    scope.rows = scope.rows.panel.map((_, i) =>
+      Object.fromEntries(keys.map((key) => [key, scope.rows[key][i]])));
+    const key = (row) => `${row.panel}|${data.looks[row.impl].name}|${row.x}`;
+    scope.rowAt = new Map(scope.rows.map((row) => [key(row), row]));
   });
 
   // ---- state: what the reader chose, kept in the address --------------------------------
 
-  const state = { scope: 0, impl: new Set(), dtype: new Set(), mask: new Set(), direction: new Set() };
   const chips = $$(".chip");
   const fieldOf = (chip) => chip.closest("[data-filter]").dataset.filter;
+  const FIELDS = [...new Set(chips.map(fieldOf))];
+  const state = { scope: 0, chosen: Object.fromEntries(FIELDS.map((field) => [field, new Set()])) };
 
   function readHash() {
     const told = new URLSearchParams(location.hash.slice(1));
     FIELDS.forEach((field) => {
       const known = new Set(chips.filter((c) => fieldOf(c) === field).map((c) => c.value));
-      state[field] = new Set(told.getAll(field).filter((value) => known.has(value)));
+      state.chosen[field] = new Set(told.getAll(field).filter((value) => known.has(value)));
     });
     const names = $$("#scope option").map((option) => option.textContent);
     state.scope = Math.max(0, names.indexOf(told.get("suite")));
@@ -39,69 +37,108 @@
     const told = new URLSearchParams();
     const option = $$("#scope option")[state.scope];
     if (option && state.scope > 0) told.set("suite", option.textContent);
-    FIELDS.forEach((field) => state[field].forEach((value) => told.append(field, value)));
+    FIELDS.forEach((field) => state.chosen[field].forEach((value) => told.append(field, value)));
     const hash = told.toString();
     history.replaceState(null, "", hash ? "#" + hash : location.pathname + location.search);
   }
 
-  const isChosen = (field, value) =>
-    value === undefined || !state[field].size || state[field].has(String(value));
-  const isShown = (row) =>
-    isChosen("impl", data.looks[row.impl].name) &&
-    ["dtype", "mask", "direction"].every((field) => isChosen(field, row[field]));
+  // A field that neither tells panels apart nor is the axis has one value: nothing to choose.
+  function valueOf(field, scope, { panel, x, impl }) {
+    if (field === "impl") return impl;
+    if (field === scope.axis.field) return scope.axis.ordinal ? x : undefined;
+    return panel === undefined ? undefined : scope.panels[panel].facets[field];
+  }
+  function isChosen(scope, what) {
+    return FIELDS.every((field) => {
+      const value = valueOf(field, scope, what);
+      const chosen = state.chosen[field];
+      return value === undefined || !chosen.size || chosen.has(String(value));
+    });
+  }
+  const isShown = (scope) => (row) => isChosen(scope, { ...row, impl: data.looks[row.impl].name });
 
   // ---- applying the filters ---------------------------------------------------------------
 
+  const MANY = 24; // panels, cards or rows that are shown before the reader asks for all
+
   // Only what the shown suite has can be chosen, and only where there is a choice.
   function showChips() {
-    const { rows } = data.scopes[state.scope];
+    const scope = data.scopes[state.scope];
     FIELDS.forEach((field) => {
-      const has = new Set(rows.map((row) => (field === "impl" ? data.looks[row.impl].name : row[field])));
-      state[field].forEach((value) => has.has(value) || state[field].delete(value));
-      chips.filter((chip) => fieldOf(chip) === field).forEach((chip) => {
+      const has = new Set(scope.rows.map((row) =>
+        String(valueOf(field, scope, { ...row, impl: data.looks[row.impl].name }))));
+      const own = chips.filter((chip) => fieldOf(chip) === field);
+      const chosen = state.chosen[field];
+      chosen.forEach((value) => has.has(value) || chosen.delete(value));
+      own.forEach((chip) => {
         chip.hidden = !has.has(chip.value);
-        chip.parentElement.hidden = field !== "impl" && has.size < 2;
+        chip.setAttribute("aria-pressed", String(chosen.has(chip.value)));
       });
+      own[0].parentElement.hidden = field !== "impl" && has.size < 2;
+      own[0].parentElement.classList.toggle("chosen", chosen.size > 0);
     });
+    document.getElementById("reset").hidden = FIELDS.every((field) => !state.chosen[field].size);
   }
 
   function apply() {
     showChips();
-    chips.forEach((chip) => {
-      const field = fieldOf(chip);
-      chip.setAttribute("aria-pressed", String(state[field].has(chip.value)));
-      chip.parentElement.classList.toggle("chosen", state[field].size > 0);
-    });
-    const isFiltered = FIELDS.some((field) => state[field].size > 0);
-    const reset = document.getElementById("reset");
-    if (reset) reset.hidden = !isFiltered;
-    $$("[data-impl], [data-dtype], [data-mask], [data-direction]").forEach((element) => {
-      const told = element.dataset;
-      element.hidden = !FIELDS.every((field) => isChosen(field, told[field]));
-    });
     const select = document.getElementById("scope");
     if (select) select.value = String(state.scope);
-    $$("[data-scope]").forEach((element) => {
-      element.hidden = Number(element.dataset.scope) !== state.scope;
+    $$("[data-scope]").forEach((block) => {
+      block.hidden = Number(block.dataset.scope) !== state.scope;
+      if (!block.hidden) hideUnchosen(block);
     });
-    $$(".failures > details").forEach((group) => {
-      group.hidden ||= !group.querySelector("li:not([hidden])");
-    });
-    $$(".card").forEach(drawCard);
-    $$(".winners td[data-x]").forEach(drawWinners);
-    $$("main [data-scope]").forEach((block) => {
-      const parts = $$("[data-panel]", block);
-      block.querySelector(".nothing").hidden = !parts.length || parts.some((part) => !part.hidden);
-    });
-    $$("details.data[open][data-table]").forEach(drawTable);
+    $$("details.data[open][data-table]").filter(isVisible).forEach(drawTable);
     redrawCharts();
   }
+
+  function hideUnchosen(block) {
+    const scope = scopeOf(block);
+    $$("[data-panel], [data-impl], [data-x]", block).forEach((element) => {
+      const { panel, impl, x } = element.dataset;
+      element.hidden = !isChosen(scope, { panel, impl, x });
+    });
+    $$(".failures > details", block).forEach((group) => {
+      group.hidden ||= !group.querySelector("li:not([hidden])");
+    });
+    $$(".card", block).forEach(drawCard);
+    $$(".winners td[data-x]", block).forEach(drawWinners);
+    $$(".fold", block).forEach(fold);
+    const parts = $$("[data-panel]", block);
+    const nothing = block.querySelector(".nothing");
+    if (nothing) nothing.hidden = !parts.length || parts.some((part) => !part.hidden);
+  }
+
+  // A sweep over many things has many panels: show some, and a button for the others.
+  function fold(box) {
+    const shown = [...box.children].filter((child) => !child.hidden);
+    const isOpen = "unfolded" in box.dataset;
+    [...box.children].forEach((child) => child.classList.remove("folded"));
+    shown.slice(isOpen ? shown.length : MANY).forEach((child) => child.classList.add("folded"));
+    const outer = box.closest(".scroll") ?? box;
+    let more = outer.nextElementSibling;
+    if (!more?.classList.contains("more")) {
+      more = make("button", "", "more");
+      more.type = "button";
+      more.addEventListener("click", () => {
+        box.dataset.unfolded = "";
+        fold(box);
+        redrawCharts();
+      });
+      outer.after(more);
+    }
+    more.hidden = isOpen || shown.length <= MANY;
+    more.textContent = `Show all ${shown.length}`;
+  }
+
+  const isVisible = (element) => !element.closest("[hidden], .folded");
 
   // ---- verdicts: the same rule as attnbench.report.verdicts ----------------------------------
 
   function ranking(scope, panel, x) {
     return scope.rows
-      .filter((r) => r.panel === panel && String(r.x) === x && r.status === "ok" && r.latency && isShown(r))
+      .filter((r) => r.panel === panel && String(r.x) === x && r.status === "ok" && r.latency)
+      .filter(isShown(scope))
       .sort((a, b) => a.latency[0] - b.latency[0] || a.impl - b.impl);
   }
   const leaders = (ranked) => ranked.filter((r) => r.latency[1] <= ranked[0].latency[2]);
@@ -170,8 +207,8 @@
       seen.unobserve(element);
       drawn.get(element)?.();
       drawn.delete(element);
-      if (element.closest("[hidden]")) element.replaceChildren();
-      else seen.observe(element);
+      if (isVisible(element)) seen.observe(element);
+      else element.replaceChildren();
     });
   }
 
@@ -183,7 +220,7 @@
     const scope = scopeOf(figure);
     const chart = scope.charts[figure.dataset.chart];
     const panel = Number(figure.dataset.panel);
-    const own = scope.rows.filter((row) => row.panel === panel && isShown(row));
+    const own = scope.rows.filter((row) => row.panel === panel).filter(isShown(scope));
     const rows = chart.kind === "error" ? errorMarks(chart, own) : lineMarks(chart, own);
     const isEmpty = !rows.some((row) => !row.failed);
     element.classList.toggle("empty", isEmpty);
@@ -223,11 +260,13 @@
     });
   }
 
+  const MEASURES = { rel_l2: 1, max_abs: 3, row_rel: 5 }; // places in a tensor's figures
+
   function errorMarks(chart, rows) {
-    const at = chart.measure === "max_abs" ? 2 : 0;
+    const at = MEASURES[chart.measure];
     const marks = rows.flatMap((row) =>
       Object.entries(row.errors ?? {}).map(([tensor, figures]) => ({
-        ...looked(row), tensor, allowed: figures[at + 1], wrong: !figures[4],
+        ...looked(row), tensor, allowed: figures[at + 1], wrong: !figures[0],
         y: chart.share ? share(figures[at], figures[at + 1]) : figures[at],
       })),
     ).filter((mark) => mark.y !== null);
@@ -276,10 +315,25 @@
   const tip = document.getElementById("tip");
 
   function showTip(_, event, item, value) {
-    const mark = item && item.datum;
-    tip.hidden = !value || !mark || !mark.row;
-    if (tip.hidden) return;
-    const { row } = mark;
+    const mark = value && item && item.datum;
+    if (mark && mark.row) tellAbout(event, mark.row, mark.tensor);
+    else tip.hidden = true;
+  }
+
+  // Cells of tables tell as much about their point as marks do.
+  document.addEventListener("mouseover", (event) => {
+    const cell = event.target.closest(".heat td, .pip[data-x]");
+    if (!cell) {
+      if (!event.target.closest(".chart")) tip.hidden = true;
+      return;
+    }
+    const { panel } = cell.closest("[data-panel]").dataset;
+    const { impl } = cell.closest("[data-impl]").dataset;
+    const row = scopeOf(cell).rowAt.get(`${panel}|${impl}|${cell.dataset.x}`);
+    if (row) tellAbout(event, row);
+  });
+
+  function tellAbout(event, row, tensor) {
     const scope = data.scopes[state.scope];
     const list = make("dl");
     const tell = (term, text) => text && list.append(make("dt", term), make("dd", text));
@@ -289,16 +343,18 @@
     tell("rate", row.rate_text);
     tell("speed-up", row.speedup_text);
     tell("memory", row.memory_text);
-    if (mark.tensor) {
-      const figures = row.errors[mark.tensor];
-      tell(`${mark.tensor} rel. L2`, limit(figures[0], figures[1]));
-      tell(`${mark.tensor} max abs`, limit(figures[2], figures[3]));
+    if (tensor) {
+      const figures = row.errors[tensor];
+      tell(`${tensor} relative L2`, limit(figures[1], figures[2]));
+      tell(`${tensor} largest`, limit(figures[3], figures[4]));
     } else tell("error", row.error_text);
     tell("reason", row.reason);
-    tip.replaceChildren(make("b", mark.impl), list);
+    tip.replaceChildren(make("b", data.looks[row.impl].name), list);
+    tip.hidden = false;
     const box = tip.getBoundingClientRect();
+    const isLow = event.clientY + 14 + box.height > innerHeight;
     const x = Math.min(event.clientX + 14, innerWidth - box.width - 8);
-    const y = event.clientY + 14 + box.height > innerHeight ? event.clientY - box.height - 10 : event.clientY + 14;
+    const y = isLow ? event.clientY - box.height - 10 : event.clientY + 14;
     tip.style.left = `${Math.max(4, x)}px`;
     tip.style.top = `${Math.max(4, y)}px`;
   }
@@ -314,17 +370,20 @@
     rate: [["rate", "rate_text", (r) => r.rate?.[0]]],
     latency: [["time per call", "time_text", (r) => r.latency?.[0]]],
     memory: [["peak memory", "memory_text", (r) => r.memory?.[0]]],
-    rel_l2: [["error (allowed), relative L2", (r) => errorsText(r, 0)]],
-    max_abs: [["error (allowed), max abs", (r) => errorsText(r, 2)]],
+    rel_l2: [["relative L2 error (allowed)", (r) => errorsText(r, "rel_l2")]],
+    max_abs: [["largest absolute error (allowed)", (r) => errorsText(r, "max_abs")]],
+    row_rel: [["relative L2 error of the worst row (allowed)", (r) => errorsText(r, "row_rel")]],
   };
   COLUMNS.all = [
     ...COLUMNS.latency, ...COLUMNS.rate, ["speed-up", "speedup_text", (r) => r.rate?.[0]],
-    ...COLUMNS.memory, ["worst error", "error_text"], ["reason", "reason"], ["command", "command"],
+    ...COLUMNS.memory, ["worst error", "error_text"], ["reason", "reason"],
+    ["command", (r) => data.scopes[state.scope].command + r.command],
     ["id", "id"],
   ];
   const WIDE = new Set(["reason", "command"]);
 
-  function errorsText(row, at) {
+  function errorsText(row, measure) {
+    const at = MEASURES[measure];
     return Object.entries(row.errors ?? {})
       .map(([tensor, f]) => `${tensor} ${limit(f[at], f[at + 1])}`).join(", ");
   }
@@ -340,7 +399,7 @@
       ...COLUMNS[chart ? chart.measure : "all"],
     ].filter(([name]) => name !== "problem" || scope.panels.some((p) => p.title));
     const read = (row, how) => (typeof how === "function" ? how(row) : row[how]) ?? "";
-    const rows = scope.rows.filter(isShown);
+    const rows = scope.rows.filter(isShown(scope));
     const body = make("tbody");
     const fill = () =>
       body.replaceChildren(...rows.map((row) => {
@@ -393,13 +452,13 @@
 
   chips.forEach((chip) =>
     chip.addEventListener("click", () => {
-      const chosen = state[fieldOf(chip)];
+      const chosen = state.chosen[fieldOf(chip)];
       if (!chosen.delete(chip.value)) chosen.add(chip.value);
       writeHash();
       apply();
     }));
   document.getElementById("reset")?.addEventListener("click", () => {
-    FIELDS.forEach((field) => state[field].clear());
+    FIELDS.forEach((field) => state.chosen[field].clear());
     writeHash();
     apply();
   });
@@ -433,7 +492,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCharts);
   addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
   addEventListener("beforeprint", () =>
-    $$(".chart").filter((element) => !element.closest("[hidden]")).forEach(draw));
+    $$(".chart").filter(isVisible).forEach(draw));
 
   const filters = document.getElementById("filters");
   if (filters && matchMedia("(max-width: 820px)").matches) filters.open = false;
