@@ -118,6 +118,8 @@ def _contents() -> Iterator[tuple[str, dict[str, Any]]]:
     for dtype in _HALF:
         yield f"dtype-{dtype}", {"dtype": dtype}
         yield f"dtype-{dtype}-causal", {"dtype": dtype, "mask": "causal", "seqlen_q": 130}
+        long = {"batch": 1, "seqlen_q": 600}  # where sums in 16 bits show
+        yield f"dtype-{dtype}-long", {**long, "dtype": dtype}
         yield f"masked-rows-{dtype}", {"mask": _SINGLE_ROWS, "seqlen_q": 80, "dtype": dtype}
     for kind in ("large", "peaky", "correlated"):
         yield f"inputs-{kind}", {"inputs": kind}
