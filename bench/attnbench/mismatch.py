@@ -96,7 +96,9 @@ class Mismatch:
 def row_errors(truth: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """The relative L2 error of each row, ``(B, H, S)``; tiny rows against the largest."""
     norms_BHS = truth.norm(dim=-1)
-    return error.norm(dim=-1) / norms_BHS.clamp(min=ROW_FLOOR * float(norms_BHS.max()))
+    floor = ROW_FLOOR * float(norms_BHS.max())
+    relative_BHS: torch.Tensor = error.norm(dim=-1) / norms_BHS.clamp(min=floor)
+    return relative_BHS
 
 
 def not_finite(got: torch.Tensor, truth: torch.Tensor) -> str:
