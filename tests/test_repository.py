@@ -46,14 +46,14 @@ def test_a_module_is_one_room(path):
 
 
 def test_nothing_is_left_unfinished():
-    marks = re.compile(
-        r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b|NotImplemented" + "Error"
-    )
+    words = ["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]
+    marks = re.compile(rf"\b({'|'.join(words)})\b")
+    stub = re.compile(r"\braise NotImplementedError\b")  # the tests' broken plugins may
     found = [
         f"{name_of(path)}:{number}: {line.strip()}"
         for path in SOURCES
         for number, line in enumerate(path.read_text().splitlines(), start=1)
-        if marks.search(line)
+        if marks.search(line) or (stub.search(line) and "tests" not in path.parts)
     ]
     assert found == []
 
