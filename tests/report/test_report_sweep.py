@@ -88,8 +88,8 @@ def test_panels_keep_apart_all_that_varies_besides_the_axis(tmp_path):
             for p in panel.points
         }
         assert len(rest) == 1
-    assert scope.panels[0].title == "forward · float32 · full · heads 4"
-    assert scope.panels[-1].title == "backward · bfloat16 · causal · heads 8"
+    assert scope.panels[0].title == "forward · float32 · full · heads\u00a04"
+    assert scope.panels[-1].title == "backward · bfloat16 · causal · heads\u00a08"
 
 
 def test_a_sweep_that_keeps_tokens_constant_is_one_line_along_seqlen(tmp_path):

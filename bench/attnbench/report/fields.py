@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SHAPE = ("batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_k", "head_dim", "head_dim_v")
+FOLLOWS = {"heads_kv": "heads_q", "seqlen_k": "seqlen_q", "head_dim_v": "head_dim"}
+"""Fields that usually equal another, and then need not be said."""
+
 LABELS = {"seqlen_q": "seqlen", "heads_q": "heads", "dropout_p": "dropout", "count": "documents"}
 _PLAIN = ("direction", "dtype", "mask", "level", "inputs")  # values that need no field's name
 _ORDERS: Mapping[str, Sequence[str]] = {
@@ -17,12 +20,15 @@ _ORDERS: Mapping[str, Sequence[str]] = {
 
 
 def label(field: str, value: Any) -> str:
-    """A value in a title, with its field where that is not plain: ``heads 8``, ``causal``."""
+    """A value in a title, with its field where that is not plain: ``heads 8``, ``causal``.
+
+    The space between the two does not break.
+    """
     if field in _PLAIN:
         return str(value)
-    if isinstance(value, bool):
-        return field if value else f"no {field}"
-    return f"{LABELS.get(field, field)} {value}"
+    if isinstance(value, bool) or value is None:
+        return field if value else f"no\u00a0{field}"
+    return f"{LABELS.get(field, field)}\u00a0{value}"
 
 
 def order(field: str, value: Any) -> tuple[Any, ...]:

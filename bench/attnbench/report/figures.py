@@ -22,7 +22,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from attnbench.report import tables, units
 from attnbench.report.charts import TENSORS, Measure, error_title, measure
@@ -138,6 +138,8 @@ def _figure(
             continue
         ax.set_title(textwrap.fill(panels[index].title, _TITLE_WIDTH))
         plot.draw(ax, panels[index])
+    if not plot.has_legend:
+        _name_rows_once(axes)
     figure.suptitle(
         f"{plot.title}\n{scope.title} · {machine}", x=0.01, ha="left", fontsize=9.5, color=_INK
     )
@@ -145,6 +147,15 @@ def _figure(
         handles = [_handle(look) for name, look in looks.items() if name in names]
         figure.legend(handles=handles, loc="outside lower left", ncols=max(1, min(6, len(handles))))
     return figure
+
+
+def _name_rows_once(axes: Any) -> None:
+    """Leave out names of rows that the panel at the left has too."""
+    for row in axes:
+        first = [text.get_text() for text in row[0].get_yticklabels()]
+        for ax in row[1:]:
+            if [text.get_text() for text in ax.get_yticklabels()] == first:
+                ax.tick_params(labelleft=False)
 
 
 def _draw_lines(
@@ -175,13 +186,13 @@ def _draw_lines(
     _finish_x(ax, scope)
     if shown.log:
         ax.set_yscale("log", base=shown.log_base)
+        _tick_log(ax.yaxis, shown.log_base)
     else:
         ax.set_ylim(bottom=0)
     formats = {"latency": units.SECONDS, "memory": units.BYTES}
     if shown.name in formats:
         ladder = formats[shown.name]
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: units.tick(v, ladder)))
-        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _finish_x(ax: Axes, scope: Scope) -> None:
@@ -245,12 +256,21 @@ def _draw_errors(ax: Axes, panel: Panel, *, view: Accuracy, looks: Mapping[str, 
             ax.plot(error, y, _MARKERS[look.shape], color=_color(look), markersize=3, **ring)
     if view.relative_to == "tolerance":
         ax.axvline(1, color=_BAD, linewidth=0.9, zorder=1)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     ax.set_xscale("log")
+    _tick_log(ax.xaxis, 10)
+    digits = "g" if view.relative_to == "tolerance" else ".0e"
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: format(v, digits)))
     ax.set_yticks(range(len(tensors)), tensors)
     ax.set_ylim(len(tensors) - 0.5, -0.5)
     ax.grid(visible=False)
-    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _tick_log(axis: Any, base: int) -> None:
+    """Ticks at powers of the base; where the axis spans less than two, at 2 and 5 as well."""
+    low, high = axis.get_view_interval()
+    is_short = base == 10 and high / low < 100
+    axis.set_major_locator(LogLocator(base, subs=(1, 2, 5) if is_short else (1,), numticks=8))
+    axis.set_minor_locator(NullLocator())
 
 
 def _has(point: Point, shown: Measure) -> bool:

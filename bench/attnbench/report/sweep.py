@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from attnbench.report.fields import LABELS, SHAPE, label, natural, order, shape_parts
+from attnbench.report.fields import FOLLOWS, LABELS, SHAPE, label, natural, order, shape_parts
 from attnbench.report.points import Point
 
 _MASK_SIZES = (
@@ -43,9 +43,6 @@ _FOLLOWERS: Mapping[str, set[str]] = {
     "d_model": _HEADS,
     "head_dim": _HEADS,
 }
-
-# Fields that usually equal another, and then need not be said.
-_FOLLOWS = {"heads_kv": "heads_q", "seqlen_k": "seqlen_q", "head_dim_v": "head_dim"}
 
 Kind = Literal["log", "linear", "ordinal"]
 
@@ -85,7 +82,11 @@ class Panel:
     @property
     def title(self) -> str:
         """What the panel is of: ``forward · bfloat16 · causal``."""
-        return " · ".join(label(k, v) for k, v in self.facets.items())
+        return " · ".join(
+            label(field, value)
+            for field, value in self.facets.items()
+            if field not in FOLLOWS or value != self.facets.get(FOLLOWS[field])
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Scope:
             values = _values(field, self.points)
             value = next(iter(values))
             is_constant = len(values) == 1 and value not in (None, 0, "op")
-            follows = field in _FOLLOWS and value == found.get(_FOLLOWS[field])
+            follows = field in FOLLOWS and value == found.get(FOLLOWS[field])
             if is_constant and not follows and field != self.axis.field:
                 found[field] = value
         if {"heads_q", "head_dim"} <= found.keys():
@@ -132,7 +133,11 @@ class Scope:
             if len(values) == 1 and not is_said and len(_values(field, self.points)) > 1:
                 found[field] = next(iter(values))
         known = {**panel.facets, **found}
-        return {k: v for k, v in found.items() if v != known.get(_FOLLOWS.get(k, ""))}
+        return {
+            field: value
+            for field, value in found.items()
+            if field not in FOLLOWS or value != known.get(FOLLOWS[field])
+        }
 
     def x(self, point: Point) -> Any:
         """Where a point lies on the axis."""

@@ -196,25 +196,37 @@
 
   // ---- charts -----------------------------------------------------------------------------------
 
-  const drawn = new Map(); // chart element → finalize()
+  const drawn = new Map(); // chart element → what was drawn into it last
   const seen = new IntersectionObserver(
     (entries) => entries.filter((e) => e.isIntersecting).forEach((e) => draw(e.target)),
     { rootMargin: "400px" },
   );
 
+  // What is in view is drawn at once, the rest one by one when there is nothing else to do.
+  let round = 0;
   function redrawCharts() {
+    const waiting = [];
     $$(".chart").forEach((element) => {
       seen.unobserve(element);
-      drawn.get(element)?.();
+      drawn.get(element)?.finalize();
       drawn.delete(element);
-      if (isVisible(element)) seen.observe(element);
-      else element.replaceChildren();
+      if (!isVisible(element)) return element.replaceChildren();
+      seen.observe(element);
+      return waiting.push(element);
     });
+    const mine = ++round;
+    const next = () => {
+      if (mine !== round || !waiting.length) return;
+      draw(waiting.shift());
+      setTimeout(next, 10);
+    };
+    setTimeout(next, 200);
   }
 
   function draw(element) {
     if (drawn.has(element)) return undefined;
-    drawn.set(element, () => {});
+    const slot = { finalize() {} };
+    drawn.set(element, slot);
     seen.unobserve(element);
     const figure = element.closest("figure");
     const scope = scopeOf(figure);
@@ -237,7 +249,8 @@
       mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
       hover: false, logLevel: 1, config: theme(), tooltip: showTip,
     }).then((result) => {
-      drawn.set(element, () => result.finalize());
+      if (drawn.get(element) === slot) slot.finalize = () => result.finalize();
+      else result.finalize(); // the reader was faster
     });
   }
 
@@ -491,11 +504,25 @@
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCharts);
   addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
-  addEventListener("beforeprint", () =>
-    $$(".chart").filter(isVisible).forEach(draw));
-
   const filters = document.getElementById("filters");
   if (filters && matchMedia("(max-width: 820px)").matches) filters.open = false;
+
+  // Paper is white and does not scroll: everything shown is drawn, in light, with the legend.
+  let before = null;
+  addEventListener("beforeprint", () => {
+    before = { theme: root.dataset.theme, isOpen: filters?.open };
+    root.dataset.theme = "light";
+    if (filters) filters.open = true;
+    redrawCharts();
+    $$(".chart").filter(isVisible).forEach(draw);
+  });
+  addEventListener("afterprint", () => {
+    if (before.theme) root.dataset.theme = before.theme;
+    else delete root.dataset.theme;
+    if (filters) filters.open = before.isOpen;
+    redrawCharts();
+  });
+
   readHash();
   if (data.scopes.length) apply();
 })();

@@ -1,0 +1,90 @@
+"""The page in a real browser, where there is one: scripts run, charts are drawn, filters act.
+
+Headless Chromium loads the page with every host name blackholed and prints its document
+after the scripts ran.
+"""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from synthetic_records import sweep, write_run
+
+from attnbench.report import render
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1400,20000", "--enable-logging=stderr",
+    "--virtual-time-budget=5000", "--dump-dom",
+)  # fmt: skip
+PLAIN = """
+[[views]]
+view = "verdicts"
+[[views]]
+view = "rate"
+figure = false
+[[views]]
+view = "error"
+figure = false
+[[views]]
+view = "support"
+"""
+
+
+@pytest.fixture(scope="module")
+def show(tmp_path_factory):
+    """A function from the filters in the address to (document, what the console said)."""
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "plain.toml").write_text(PLAIN, encoding="utf-8")
+    records = write_run(folder, sweep())
+    page = render([records], folder / "out", report=str(folder / "plain.toml")).page
+
+    def show(filters=""):
+        profile = f"--user-data-dir={folder / 'profile'}"
+        command = [CHROMIUM, *FLAGS, profile, f"{page.as_uri()}{filters}"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert run.returncode == 0, run.stderr
+        return run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+
+    return show
+
+
+def visible(html, tag, name):
+    """Opening tags of a class that are not hidden."""
+    return [t for t in re.findall(rf'<{tag} class="{name}[^>]*>', html) if " hidden" not in t]
+
+
+def test_all_charts_are_drawn_and_nothing_complains(show):
+    html, console = show()
+    assert console == []
+    assert len(visible(html, "figure", "panel")) == 16
+    assert len(re.findall(r'<svg[^>]*class="marks"', html)) == 16
+    assert len(visible(html, "article", "card")) == 8
+
+
+def test_filters_in_the_address_act_on_charts_and_cards(show):
+    html, console = show("#impl=flex&dtype=bfloat16&direction=backward")
+    assert console == []
+    assert len(visible(html, "figure", "panel")) == 4
+    assert len(re.findall(r'<svg[^>]*class="marks"', html)) == 4
+    cards = re.findall(r'<article class="card[^>]*>.*?</article>', html, re.S)
+    shown = [card for card in cards if " hidden" not in card.split(">", 1)[0]]
+    assert len(shown) == 2
+    for card in shown:
+        winner = re.search(r'class="winner">(.*?)</p>', card, re.S)[1]
+        assert "flex" in winner
+        assert "sdpa" not in winner
+    pressed = re.findall(r'aria-pressed="true" value="([^"]*)"', html)
+    assert pressed == ["flex", "backward", "bfloat16"]
+
+
+def test_a_filter_that_nothing_matches_is_ignored(show):
+    html, console = show("#impl=nobody&dtype=float7")
+    assert console == []
+    assert len(visible(html, "figure", "panel")) == 16
