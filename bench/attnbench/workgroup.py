@@ -26,7 +26,7 @@ from attnbench.inputs import Inputs, make_inputs
 from attnbench.measure.clock import clock_for
 from attnbench.measure.memory import peak_memory
 from attnbench.measure.sampling import Budget, Taken, sample
-from attnbench.plugin import Attention, Unsupported
+from attnbench.plugin import Attention
 from attnbench.problem import Problem
 from attnbench.record import Memory, Samples, TensorAccuracy
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
@@ -70,7 +70,7 @@ class Group:
         """Measure every contender; send a ``result`` for each."""
         self._send("step", who=None, phase="reference")
         inputs = self._inputs(self.seed)
-        self._yardstick(self.seed, inputs)
+        self._prepare_truth(self.seed, inputs)
         for told in self._task["contenders"]:
             with self._blaming(told["key"]):
                 self._send("step", who=told["key"], phase="import")
@@ -100,7 +100,7 @@ class Group:
         seed = self.seed + 1
         self._send("step", who=None, phase="reference")
         inputs = self._inputs(seed)
-        self._yardstick(seed, inputs)
+        self._prepare_truth(seed, inputs)
         for contender in list(self._ready.values()):
             with self._blaming(contender.key):
                 self._step(contender, "load")
@@ -150,12 +150,8 @@ class Group:
         changed = execution.changed_input()
         if changed is not None:
             raise Failed("incorrect", f"it overwrote its input {changed}")
-        keep = None
         if self.problem.dropout_p > 0:
-            keep = execution.keep_mask()
-            if keep is None:
-                raise Unsupported("dropout cannot be verified: it reveals no keep mask")
-            yardstick = make_yardstick(self.problem, inputs, keep)
+            yardstick = make_yardstick(self.problem, inputs, execution.keep_mask())
         else:
             yardstick = self._yardstick(seed, inputs)
         accuracy = judge(
@@ -167,6 +163,11 @@ class Group:
 
     def _inputs(self, seed: int) -> Inputs:
         return make_inputs(self.problem, seed, self.device)
+
+    def _prepare_truth(self, seed: int, inputs: Inputs) -> None:
+        """Compute what all contenders share; with dropout the truth is each one's own."""
+        if self.problem.dropout_p == 0:
+            self._yardstick(seed, inputs)
 
     def _yardstick(self, seed: int, inputs: Inputs) -> Yardstick:
         if seed not in self._yardsticks:
