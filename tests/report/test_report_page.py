@@ -216,6 +216,21 @@ def test_rows_hold_what_the_records_say_and_null_where_they_say_nothing(quick):
             assert latency[0] == pytest.approx(one.samples.median_s, rel=1e-5)
 
 
+def test_an_interval_wider_than_asked_for_is_told(tmp_path):
+    one = record("sdpa", PROBLEM)
+    samples = one.samples.model_copy(update={"converged": False})
+    settled = record("naive", PROBLEM)
+    steady = settled.samples.model_copy(update={"converged": True})
+    records = [
+        one.model_copy(update={"samples": samples}),
+        settled.model_copy(update={"samples": steady}),
+    ]
+    html = render_page(tmp_path, records)
+    assert "1 interval wider than asked for" in words_of(html)
+    rows = data_of(html)["scopes"][0]["rows"]
+    assert sorted(zip(rows["impl"], rows["wide"], strict=True)) == [(0, None), (1, 1)]
+
+
 def test_filters_offer_what_tells_points_apart(quick, tmp_path):
     offered = [a["data-filter"] for a in Elements(quick).every("fieldset")]
     assert offered == ["impl", "direction", "dtype", "mask"]
@@ -272,6 +287,21 @@ def test_lines_have_seqlens_at_powers_of_two_and_readable_units(quick, view, lab
     assert "seqlen" in texts
     assert any(label in text for text in texts)
     assert "NaN" not in svg
+
+
+def test_the_error_chart_always_shows_the_tolerance(quick):
+    (chart,) = [c for c in data_of(quick)["scopes"][0]["charts"].values() if c["kind"] == "error"]
+    marks = [
+        {"impl": "naive", "color": "#123", "shape": "circle", "tensor": tensor, "y": 0.03,
+         "allowed": 1e-3, "wrong": False}
+        for tensor in ("out", "dq")
+    ]  # fmt: skip
+    spec = {**chart["spec"], "width": 300, "height": 80, "datasets": {"rows": marks}}
+    svg = vl_convert.vegalite_to_svg(spec)
+    texts = re.findall(r">([^<>]+)</text>", svg)
+    assert "1" in texts  # far from the marks, and yet on the axis
+    assert "relative L2 error ÷ tolerance" in texts
+    assert {"out", "dq"} <= set(texts)
 
 
 def test_a_list_of_dtypes_is_drawn_in_bands(tmp_path):

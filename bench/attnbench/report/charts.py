@@ -26,6 +26,9 @@ TENSORS = ("out", "dq", "dk", "dv")
 _HEIGHT = 190
 _CROSS = "M-.7,-.7L.7,.7M.7,-.7L-.7,.7"
 _WHERE_LABELLED: Any = {"condition": {"test": "datum.label === ''", "value": 0}, "value": 1}
+# Of these an axis shows what lies within it.
+_ONE_TWO_FIVE = [float(f"{m}e{e}") for e in range(-9, 7) for m in (1, 2, 5)]
+_POWERS_OF_TEN = [float(f"1e{e}") for e in range(-20, 5)]
 _COLOR = alt.Color("color:N", scale=None, legend=None)
 _FOOT = alt.YValue("height")  # type: ignore[no-untyped-call]
 _START = alt.XValue(0)  # type: ignore[no-untyped-call]
@@ -147,17 +150,18 @@ def error_chart(view: Accuracy) -> dict[str, Any]:
 
     Within a tensor every implementation has a row. The page sets the height by their number.
     """
+    is_share = view.relative_to == "tolerance"
     axis = alt.Axis(
-        format="~r" if view.relative_to == "tolerance" else ".0e", tickCount=4, grid=True,
-        labelOverlap="greedy", labelSeparation=6, gridOpacity=_WHERE_LABELLED,
+        format="~r" if is_share else ".0e", values=_ONE_TWO_FIVE if is_share else _POWERS_OF_TEN,
+        grid=True, labelOverlap="greedy", labelSeparation=6,
     )  # fmt: skip
     title = error_title(view)
     x = alt.X("y:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=8), axis=axis)
     tensor = alt.Y("tensor:N", title=None, sort=list(TENSORS), axis=alt.Axis(ticks=False))
     where = [x, tensor, alt.YOffset("impl:N")]
     rows = alt.Chart(alt.NamedData("rows"))
-    if view.relative_to == "tolerance":
-        one = alt.Chart(alt.InlineData(values=[{"limit": 1}]))
+    if is_share:
+        one = alt.Chart(alt.sequence(1, 2, as_="limit"))  # a row of its own: the limit is 1
         limit = one.mark_rule(style="limit").encode(alt.X("limit:Q", title=title))
     else:
         ticks = rows.mark_tick(thickness=2, style="limit")
@@ -201,8 +205,9 @@ def _value_axis(shown: Measure) -> alt.Axis:
     if shown.label_expr is None:
         return alt.Axis(tickCount=5, format="~r", grid=True, labelOverlap="greedy")
     return alt.Axis(
-        tickCount=4, labelExpr=shown.label_expr, labelOverlap="greedy", labelSeparation=4,
-        grid=True, gridOpacity=_WHERE_LABELLED,
+        values=_ONE_TWO_FIVE if shown.log and shown.log_base == 10 else alt.Undefined,
+        labelExpr=shown.label_expr, labelOverlap="greedy", labelSeparation=4, grid=True,
+        gridOpacity=_WHERE_LABELLED,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attnbench.record import TensorAccuracy
 from attnbench.report.charts import error_chart, line_chart, measure
 from attnbench.report.definition import Accuracy, Definition, Lines
 from attnbench.report.fields import order
@@ -22,13 +23,13 @@ def dataset(
     definition: Definition, scopes: Sequence[Scope], looks: Mapping[str, Look]
 ) -> dict[str, Any]:
     """Plain JSON: looks, and for each scope its axis, panels, charts and columns of rows."""
-    order = {name: index for index, name in enumerate(looks)}
+    places = {name: index for index, name in enumerate(looks)}
     return {
         "looks": [
             {"name": k.name, "color": k.color, "shape": k.shape, "dash": list(k.dash)}
             for k in looks.values()
         ],
-        "scopes": [_scope(definition, scope, order) for scope in scopes],
+        "scopes": [_scope(definition, scope, places) for scope in scopes],
     }
 
 
@@ -48,22 +49,10 @@ def filter_values(scopes: Sequence[Scope]) -> dict[str, list[str]]:
     }
 
 
-def _scope(definition: Definition, scope: Scope, order: Mapping[str, int]) -> dict[str, Any]:
-    charts: dict[str, Any] = {}
-    for number, view in enumerate(definition.views):
-        if isinstance(view, Lines):
-            shown = measure(view, scope)
-            charts[str(number)] = {
-                "kind": "lines", "measure": shown.name, "size": shown.unit.size,
-                "spec": line_chart(view, scope),
-            }  # fmt: skip
-        elif isinstance(view, Accuracy):
-            charts[str(number)] = {
-                "kind": "error", "measure": view.measure, "spec": error_chart(view),
-                "share": view.relative_to == "tolerance",
-            }  # fmt: skip
+def _scope(definition: Definition, scope: Scope, places: Mapping[str, int]) -> dict[str, Any]:
+    said: dict[str, int] = {}  # verdicts on errors are few and long: told once, then by number
     rows = [
-        _row(number, scope, point, order)
+        _row(number, scope, point, places, said)
         for number, panel in enumerate(scope.panels)
         for point in panel.points
     ]
@@ -78,42 +67,64 @@ def _scope(definition: Definition, scope: Scope, order: Mapping[str, int]) -> di
             "field": scope.axis.field,
             "label": scope.axis.label,
             "ordinal": scope.axis.kind == "ordinal",
-            "values": list(scope.axis.values),
         },
         "panels": [
             {"title": panel.title, "facets": {k: str(v) for k, v in panel.facets.items()}}
             for panel in scope.panels
         ],
         "command": command,
-        "charts": charts,
+        "charts": _charts(definition, scope),
+        "verdicts": list(said),
         "rows": {key: [row.get(key) for row in rows] for key in keys},
     }
 
 
-def _row(number: int, scope: Scope, point: Point, order: Mapping[str, int]) -> dict[str, Any]:
+def _charts(definition: Definition, scope: Scope) -> dict[str, Any]:
+    """By the number of the view: the specification, and what to put into its rows."""
+    charts: dict[str, Any] = {}
+    for number, view in enumerate(definition.views):
+        if isinstance(view, Lines):
+            shown = measure(view, scope)
+            charts[str(number)] = {
+                "kind": "lines", "measure": shown.name, "size": shown.unit.size,
+                "spec": line_chart(view, scope),
+            }  # fmt: skip
+        elif isinstance(view, Accuracy):
+            charts[str(number)] = {
+                "kind": "error", "measure": view.measure, "spec": error_chart(view),
+                "share": view.relative_to == "tolerance",
+            }  # fmt: skip
+    return charts
+
+
+def _row(
+    number: int, scope: Scope, point: Point, places: Mapping[str, int], said: dict[str, int]
+) -> dict[str, Any]:
     record = point.record
     row: dict[str, Any] = {
         "panel": number,
-        "impl": order[point.implementation],
+        "impl": places[point.implementation],
         "x": scope.x(point),
         "status": record.status,
         "latency": _triple(point.time_s),
+        "rate": _triple(point.rate),
+        "memory": None,
+        "wide": 1 if record.samples and not record.samples.converged else None,
     }
-    row |= {"rate": _triple(point.rate)}
     if record.memory is not None and record.memory.peak_bytes is not None:
         row["memory"] = [record.memory.peak_bytes] * 3
     if record.accuracy:
-        row["errors"] = {
-            tensor: [
-                int(a.ok),
-                *(_short(getattr(a, name), 3) for measure in MEASURES for name in
-                  (measure, f"{measure}_allowed")),
-            ]
-            for tensor, a in record.accuracy.items()
-        }  # fmt: skip
+        row["errors"] = {name: _errors(a, said) for name, a in record.accuracy.items()}
     texts = figures(point)
     row |= {f"{name}_text": texts.get(name) for name in _TEXTS}
     return row | {"reason": record.reason, "command": record.command, "id": record.id}
+
+
+def _errors(accuracy: TensorAccuracy, said: dict[str, int]) -> list[float | None]:
+    """Whether it is ok, the number of its verdict, then each measure and its tolerance."""
+    names = [name for m in MEASURES for name in (m, f"{m}_allowed")]
+    verdict = said.setdefault(accuracy.verdict, len(said))
+    return [int(accuracy.ok), verdict, *(_short(getattr(accuracy, name), 3) for name in names)]
 
 
 def _short(value: float | None, digits: int = 6) -> float | None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from attnbench.report import tables
+from attnbench.report import tables, units
 from attnbench.report.definition import Definition
 from attnbench.report.environments import Environment
 from attnbench.report.points import Point
@@ -60,6 +60,8 @@ def escape(text: str) -> str:
 def _verdicts(scope: Scope, environments: Mapping[str, Environment]) -> list[str]:
     machine = environments[scope.points[0].record.environment]
     counts = ", ".join(f"{n} {status}" for status, n in tables.status_counts(scope.points))
+    wide = tables.wide_intervals(scope.points)
+    counts += f", {units.count(wide, 'interval')} wider than asked for" if wide else ""
     lines = [
         f"## {escape(scope.title)}: fastest correct implementation",
         "",

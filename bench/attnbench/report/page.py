@@ -109,6 +109,7 @@ class ScopeView:
     scope: Scope
     machine: str
     counts: Sequence[tuple[str, int]]
+    wide: int  # intervals
     measured: str  # when, first and last
     panels: Sequence[PanelView]
     looks: Sequence[Look]  # of the implementations it has
@@ -174,6 +175,7 @@ def _scope_view(
         scope,
         machine,
         tables.status_counts(points),
+        tables.wide_intervals(points),
         " to ".join(dict.fromkeys((_minute(times[0]), _minute(times[-1])))),
         _panel_views(scope, looks),
         [look for name, look in looks.items() if name in names],

@@ -207,7 +207,9 @@ def _with_speedups(points: Iterable[Point]) -> list[Point]:
     derived = []
     for point in points:
         base = baselines.get((point.scope, point.record.problem_id, point.record.seed))
-        if base is not None and point.time_s is not None:
+        if point.is_baseline and point.time_s is not None:
+            point = replace(point, speedup=Interval(1.0, 1.0, 1.0))  # of itself it is sure
+        elif base is not None and point.time_s is not None:
             point = replace(point, speedup=speedup(base, point.time_s))
         derived.append(point)
     return derived

@@ -1,7 +1,7 @@
 """Who looks like what: one colour, marker and dash for an implementation, everywhere.
 
 Colours are Okabe and Ito's (2008), which people with any colour vision tell apart; shapes
-and dashes say the same again, for print and for more than seven implementations. The
+and dashes say the same again, for print and for more implementations than colours. The
 baseline is drawn in the ink of the page, so that everything else stands out against it.
 """
 
@@ -14,7 +14,10 @@ from attnbench.report.fields import natural
 from attnbench.report.points import Point
 
 INK = "ink"  # the page's own text colour, which depends on the theme
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",  # Okabe and Ito
+    "#8E8E2B", "#8F6FD0",  # olive and violet, told from the others by shape as well
+)  # fmt: skip
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right")
 OUTLINES = {
     "circle": "M.8,0A.8,.8,0,1,1,-.8,0A.8,.8,0,1,1,.8,0Z",
@@ -65,9 +68,9 @@ def looks(points: Iterable[Point]) -> dict[str, Look]:
             continue
         result[name] = Look(
             name,
-            OKABE_ITO[index % len(OKABE_ITO)],
+            COLORS[index % len(COLORS)],
             SHAPES[(index + 1) % len(SHAPES)],
-            _DASHES[index // len(OKABE_ITO) % len(_DASHES)],
+            _DASHES[index // len(COLORS) % len(_DASHES)],
             is_baseline=names[name],
         )
         index += 1

@@ -82,6 +82,8 @@ def speedup_text(point: Point) -> str:
     """``2.31× [2.28, 2.35]``, or nothing."""
     if point.speedup is None:
         return ""
+    if point.is_baseline:
+        return units.ratio(1.0)
     low, high = (units.number(end) for end in (point.speedup.low, point.speedup.high))
     return f"{units.ratio(point.speedup.median)} [{low}, {high}]"
 
@@ -90,6 +92,11 @@ def status_counts(points: Iterable[Point]) -> list[tuple[Status, int]]:
     """How many points ended how, in the order of the statuses."""
     counts = Counter(p.record.status for p in points)
     return [(status, counts[status]) for status in STATUSES if counts[status]]
+
+
+def wide_intervals(points: Iterable[Point]) -> int:
+    """How many intervals are wider than the suite asked for: their budget ran out."""
+    return sum(1 for p in points if p.record.samples and not p.record.samples.converged)
 
 
 def cards(scope: Scope) -> list[tuple[int, Verdict]]:

@@ -273,7 +273,7 @@
     });
   }
 
-  const MEASURES = { rel_l2: 1, max_abs: 3, row_rel: 5 }; // places in a tensor's figures
+  const MEASURES = { rel_l2: 2, max_abs: 4, row_rel: 6 }; // places in a tensor's figures
 
   function errorMarks(chart, rows) {
     const at = MEASURES[chart.measure];
@@ -352,14 +352,15 @@
     const tell = (term, text) => text && list.append(make("dt", term), make("dd", text));
     tell(scope.axis.label, String(row.x));
     if (row.status !== "ok") tell("status", row.status);
-    tell("time", row.time_text);
+    tell("time", row.time_text && row.time_text + (row.wide ? WIDER : ""));
     tell("rate", row.rate_text);
     tell("speed-up", row.speedup_text);
     tell("memory", row.memory_text);
     if (tensor) {
       const figures = row.errors[tensor];
-      tell(`${tensor} relative L2`, limit(figures[1], figures[2]));
-      tell(`${tensor} largest`, limit(figures[3], figures[4]));
+      tell(`${tensor} relative L2`, limit(figures[2], figures[3]));
+      tell(`${tensor} largest`, limit(figures[4], figures[5]));
+      tell("verdict", scope.verdicts[figures[1]]);
     } else tell("error", row.error_text);
     tell("reason", row.reason);
     tip.replaceChildren(make("b", data.looks[row.impl].name), list);
@@ -372,6 +373,8 @@
     tip.style.top = `${Math.max(4, y)}px`;
   }
 
+  const WIDER = ", wider than asked for";
+
   const limit = (error, allowed) =>
     `${scientific(error)}${allowed === null ? "" : ` (allowed ${scientific(allowed)})`}`;
   const scientific = (value) =>
@@ -381,7 +384,8 @@
 
   const COLUMNS = {
     rate: [["rate", "rate_text", (r) => r.rate?.[0]]],
-    latency: [["time per call", "time_text", (r) => r.latency?.[0]]],
+    latency: [["time per call", (r) => r.time_text && r.time_text + (r.wide ? WIDER : ""),
+      (r) => r.latency?.[0]]],
     memory: [["peak memory", "memory_text", (r) => r.memory?.[0]]],
     rel_l2: [["relative L2 error (allowed)", (r) => errorsText(r, "rel_l2")]],
     max_abs: [["largest absolute error (allowed)", (r) => errorsText(r, "max_abs")]],
@@ -397,8 +401,9 @@
 
   function errorsText(row, measure) {
     const at = MEASURES[measure];
+    const { verdicts } = data.scopes[state.scope];
     return Object.entries(row.errors ?? {})
-      .map(([tensor, f]) => `${tensor} ${limit(f[at], f[at + 1])}`).join(", ");
+      .map(([tensor, f]) => `${tensor} ${limit(f[at], f[at + 1])}: ${verdicts[f[1]]}`).join("; ");
   }
 
   function drawTable(details) {
@@ -418,7 +423,7 @@
       body.replaceChildren(...rows.map((row) => {
         const line = make("tr");
         columns.forEach(([name, how]) =>
-          line.append(make("td", read(row, how), WIDE.has(name) ? "wide" : "")));
+          line.append(make("td", read(row, how), WIDE.has(name) || name.includes("allowed") ? "wide" : "")));
         return line;
       }));
     const head = make("tr");
