@@ -65,7 +65,8 @@ class Worker:
             stderr=subprocess.STDOUT,
             pass_fds=[write_end],
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            # Kineto, torch's profiler, would fill the log's tail with a line for every stage.
+            env={"KINETO_LOG_LEVEL": "6", **os.environ, "PYTHONUNBUFFERED": "1"},
         )
         os.close(write_end)
 
