@@ -71,7 +71,8 @@ def _compile(call: Call, problem: Problem, device: torch.device) -> None:
         if wants_grad:
             torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)
     except torch._dynamo.exc.TorchDynamoException as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        # Inductor names the operation's exception in its first lines, dynamo in the cause.
+        reason = " ".join(str(error.__cause__ or error).split("\n\n")[0].split())[:300]
         raise Unsupported(f"FlexAttention does not compile: {reason}") from error
 
 

@@ -60,21 +60,22 @@ class Sdpa(Attention):
         return forced
 
     def _mask(self, problem: Problem, device: torch.device) -> dict[str, Any]:
-        """The mask in the form that keeps the most backends possible."""
+        """The mask in the form that keeps the most backends possible, made once."""
         lengths = (problem.seqlen_q, problem.seqlen_k)
-        if problem.alibi:
-            bias_MN = problem.mask.additive(*lengths, problem.torch_dtype, device)
-            return {"attn_mask": (alibi_bias(problem, device) + bias_MN)[None]}
-        if problem.mask.kind == "full":
+        is_causal = problem.mask.kind == "causal" and not problem.alibi
+        if problem.mask.kind == "full" and not problem.alibi:
             return {}
-        if problem.mask.kind == "causal" and problem.seqlen_q == problem.seqlen_k:
+        if is_causal and problem.seqlen_q == problem.seqlen_k:
             return {"is_causal": True}
         # SDPA's is_causal is aligned top-left. torch's bottom-right bias reaches the flash
         # kernel of CUDA (which takes no mask); for the others it builds a mask every call.
-        is_flash = self.backend is SDPBackend.FLASH_ATTENTION and device.type == "cuda"
-        if problem.mask.kind == "causal" and is_flash:
+        if is_causal and self.backend is SDPBackend.FLASH_ATTENTION and device.type == "cuda":
             return {"attn_mask": causal_lower_right(*lengths)}
-        return {"attn_mask": problem.mask.dense(*lengths, device)}
+        # Additive, because torch turns a boolean mask into this one in every call.
+        bias_MN = problem.mask.additive(*lengths, problem.torch_dtype, device)
+        if problem.alibi:
+            return {"attn_mask": (alibi_bias(problem, device) + bias_MN)[None]}
+        return {"attn_mask": bias_MN}
 
 
 @register("sdpa-math")
