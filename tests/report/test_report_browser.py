@@ -14,7 +14,7 @@ from synthetic_records import sweep, write_run
 from attnbench.report import render
 
 CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    filter(None, map(shutil.which, ("google-chrome", "chromium", "chromium-browser"))), None
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 FLAGS = (
@@ -45,10 +45,15 @@ def show(tmp_path_factory):
     records = write_run(folder, sweep())
     page = render([records], folder / "out", report=str(folder / "plain.toml")).page
 
+    def browse(address):
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", address]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    if "<html>" not in browse("about:blank").stdout:
+        pytest.skip(f"{CHROMIUM} does not start here")
+
     def show(filters=""):
-        profile = f"--user-data-dir={folder / 'profile'}"
-        command = [CHROMIUM, *FLAGS, profile, f"{page.as_uri()}{filters}"]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        run = browse(f"{page.as_uri()}{filters}")
         assert run.returncode == 0, run.stderr
         return run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line]
 

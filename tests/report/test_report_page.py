@@ -246,6 +246,12 @@ def test_an_implementation_looks_the_same_everywhere_and_the_baseline_is_ink(qui
     assert len({shape for _, shape in others}) == len(others)
 
 
+def test_looks_depend_on_names_alone(tmp_path):
+    points = load_points([write_run(tmp_path, sweep())]).points
+    assert looks(points) == looks(points[::-1]) == looks(points[7:] + points[:7])
+    assert list(looks(points)) == list(looks(points[::-1]))
+
+
 def test_many_implementations_never_look_alike(tmp_path):
     records = [record(f"impl-{i}", PROBLEM) for i in range(40)]
     told = data_of(render_page(tmp_path, records))["looks"]

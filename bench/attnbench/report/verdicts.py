@@ -40,8 +40,8 @@ class Verdict:
 
 
 def verdict(panel: Panel, x: Any, points: Iterable[Point]) -> Verdict:
-    """Rank the points of one problem. Only status ``ok`` can win."""
-    times = [(p.time_s, p) for p in points if p.record.status == "ok" and p.time_s is not None]
+    """Rank the points of one problem. A record that is not ``ok`` has no time, and no rank."""
+    times = [(p.time_s, p) for p in points if p.time_s is not None]
     times.sort(key=lambda pair: (pair[0].median, pair[1].implementation))
     ranking = tuple(point for _, point in times)
     winners = tuple(point for time_s, point in times if time_s.low <= times[0][0].high)

@@ -137,7 +137,7 @@
 
   function ranking(scope, panel, x) {
     return scope.rows
-      .filter((r) => r.panel === panel && String(r.x) === x && r.status === "ok" && r.latency)
+      .filter((r) => r.panel === panel && String(r.x) === x && r.latency)
       .filter(isShown(scope))
       .sort((a, b) => a.latency[0] - b.latency[0] || a.impl - b.impl);
   }
