@@ -31,12 +31,9 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
 
 
 def alibi_bias(
-    problem: Problem,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    rows: slice = slice(None),
+    problem: Problem, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """The bias on the logits of some query rows: ``(H, rows, N)``.
+    """The bias on the logits: ``(H, M, N)``.
 
     Computed in float32 and then rounded to ``dtype``, by default the problem's; for
     float64 computed in float64.
@@ -46,7 +43,7 @@ def alibi_bias(
     dtype = problem.torch_dtype if dtype is None else dtype
     work = torch.promote_types(dtype, torch.float32)
     offset = problem.seqlen_k - problem.seqlen_q
-    q_pos_M = torch.arange(problem.seqlen_q, device=device)[rows] + offset
+    q_pos_M = torch.arange(problem.seqlen_q, device=device) + offset
     k_pos_N = torch.arange(problem.seqlen_k, device=device)
     distance_MN = (q_pos_M[:, None] - k_pos_N).abs().to(work)
     slopes_H = torch.tensor(alibi_slopes(problem.heads_q), dtype=work, device=device)
