@@ -61,15 +61,14 @@ class Execution:
         """Put inputs in place, in the implementation's layout (untimed).
 
         A second load writes new contents to the same addresses, so that an implementation
-        which remembers outputs by address is found out. For the backward alone the
-        forward is run here.
+        which remembers outputs by address, identity or version is found out. For the
+        backward alone the forward is run here.
         """
         given = (*inputs.qkv(), inputs.grad_out_BHME)
         fresh = [to_layout(x, self._layout) for x in given]
         if self._tensors and not any(0 in x.stride() for x in self._tensors):
-            with torch.no_grad():
-                for own, new in zip(self._tensors, fresh, strict=True):
-                    own.copy_(new)
+            for own, new in zip(self._tensors, fresh, strict=True):
+                own.data.copy_(new)  # .data: no version counter tells of it
         else:
             self._tensors = fresh
         self._original = inputs
@@ -93,21 +92,19 @@ class Execution:
             WrongOutput: not a plain tensor, or of a wrong shape, dtype or device.
         """
         p = self.problem
-        named: dict[str, tuple[Any, tuple[int, ...]]] = {
-            "out": (self._out, (p.batch, p.heads_q, p.seqlen_q, p.head_dim_v))
-        }
+        self._check_out()
+        named: dict[str, Any] = {"out": self._out}
         if p.direction != "forward":
             shapes = [tuple(x.shape) for x in self._tensors[:3]]
             if not isinstance(self._gradients, (tuple, list)) or len(self._gradients) != 3:
                 raise WrongOutput("the backward must return (dq, dk, dv)")
             for name, gradient, shape in zip(_NAMES, self._gradients, shapes, strict=True):
-                named[f"d{name}"] = (gradient, shape)
-        checked = {}
-        for name, (tensor, shape) in named.items():
-            expected = layout_shape(shape, self._layout) if name == "out" else shape
-            self._check(name, tensor, expected)
-            checked[name] = from_layout(tensor.detach(), self._layout, p.batch)
-        return checked
+                self._check(f"d{name}", gradient, shape)
+                named[f"d{name}"] = gradient
+        return {
+            name: from_layout(tensor.detach(), self._layout, p.batch)
+            for name, tensor in named.items()
+        }
 
     def changed_input(self) -> str | None:
         """The name of an input that the implementation overwrote, or None."""
@@ -157,11 +154,30 @@ class Execution:
         if isinstance(self.built, ForwardBackward):
             self._gradients = self.built.backward(self._saved, grad_out)
         else:
-            self._gradients = torch.autograd.grad(
-                self._out, (q, k, v), grad_out, retain_graph=self.problem.direction == "backward"
-            )
+            retain = self.problem.direction == "backward"
+            try:
+                self._gradients = torch.autograd.grad(
+                    self._out, (q, k, v), grad_out, retain_graph=retain, allow_unused=True
+                )
+            except Exception:
+                self._check_out()
+                if (changed := self.changed_input()) is not None:
+                    raise WrongOutput(f"it overwrote its input {changed}") from None
+                if not self._out.requires_grad:
+                    raise WrongOutput(
+                        "the output has no graph for autograd to go back through: leave 'backward' "
+                        "out of the features, or return a ForwardBackward from build()"
+                    ) from None
+                raise
+
+    def _check_out(self) -> None:
+        p = self.problem
+        shape = (p.batch, p.heads_q, p.seqlen_q, p.head_dim_v)
+        self._check("out", self._out, layout_shape(shape, self._layout))
 
     def _check(self, name: str, tensor: Any, shape: tuple[int, ...]) -> None:
+        if tensor is None:
+            raise WrongOutput(f"{name} is None")
         if type(tensor) is not torch.Tensor:
             raise WrongOutput(f"{name} is a {type(tensor).__name__}, not a torch.Tensor")
         expected_dtype = self._tensors[0].dtype
