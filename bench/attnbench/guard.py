@@ -8,6 +8,8 @@ figures. It is told so, and things are put back before anybody else's turn.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ import torch.nn.functional as F
 _CUDA = torch.backends.cuda
 _MKLDNN: Any = torch.backends.mkldnn
 _PRODUCTS: tuple[Any, ...] = (_CUDA.matmul, _MKLDNN.matmul, torch.backends)
+
+
+_TELLING = (bool, int, str, tuple, torch.dtype, torch.device)  # values worth telling
 
 
 class Meddling(Exception):
@@ -34,6 +39,26 @@ class _Shared:
 
 def _attribute(owner: Any, name: str, title: str) -> _Shared:
     return _Shared(title, lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+
+
+def _stream(name: str, descriptor: int) -> _Shared:
+    """``sys.stdout`` or ``sys.stderr``, and the descriptor below, which may be closed as well."""
+    spare = os.dup(descriptor)
+
+    def read() -> Any:
+        stream = getattr(sys, name)
+        try:
+            is_open = os.path.samestat(os.fstat(descriptor), os.fstat(spare))
+        except OSError:
+            is_open = False
+        return stream if is_open and stream is not None and not stream.closed else None
+
+    def write(stream: Any) -> None:
+        os.dup2(spare, descriptor)
+        closed = stream is None or stream.closed
+        setattr(sys, name, open(descriptor, "w", closefd=False) if closed else stream)  # noqa: SIM115
+
+    return _Shared(f"sys.{name}", read, write)
 
 
 def _autocast(device: str) -> _Shared:
@@ -62,6 +87,8 @@ def _set_precision(values: tuple[str, ...]) -> None:
 
 
 _SHARED = (
+    _stream("stdout", 1),
+    _stream("stderr", 2),
     _Shared("torch.get_num_threads()", torch.get_num_threads, torch.set_num_threads),
     _Shared("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Shared("torch's default device", torch.get_default_device, _set_default_device),
@@ -97,11 +124,12 @@ class Guard:
     def restore(self) -> list[str]:
         """Put everything back; say what had changed, and from what to what."""
         changed = []
-        for shared, before in zip(_SHARED, self._before, strict=True):
-            now = shared.read()
+        for i, shared in enumerate(_SHARED):
+            before, now = self._before[i], shared.read()
             if now is not before and now != before:
                 shared.write(before)
-                how = "" if callable(before) else f" from {before} to {now}"
+                self._before[i] = shared.read()  # a closed stream comes back as another one
+                how = f" from {before} to {now}" if type(before) in _TELLING else ""
                 changed.append(f"{shared.name}{how}")
         return changed
 

@@ -28,7 +28,7 @@ Event = dict[str, Any]
 _LOG_TAIL_BYTES = 4000
 _POLL_S = 0.2
 _START_S = 120.0  # for a worker to import torch and begin a task, before any plugin is at work
-_LAST_BREATH_S = 5.0  # between a worker that talks no more and its end
+_LAST_BREATH_S = 2.0  # between a worker that talks no more and its end
 
 
 class WorkerDied(Exception):
