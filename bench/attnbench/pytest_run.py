@@ -47,7 +47,7 @@ class BenchmarkRun:
         self._results: Path | None = config.getoption("attn_results")
         self._session: Session | None = None
         self._stack = contextlib.ExitStack()
-        self._suites: list[SuiteRun] = []
+        self._suites: dict[Path, SuiteRun] = {}
         self._note = ""
 
     def begin(self) -> None:
@@ -121,19 +121,24 @@ class BenchmarkRun:
         return self._session
 
     def load(self, path: Path) -> SuiteRun:
-        """Read a suite and plan its points.
+        """The run of a suite: one, however many node ids of it pytest collects one by one.
 
         Raises:
             pytest.Collector.CollectError: the suite cannot be meant.
         """
+        if path not in self._suites:
+            try:
+                self._suites[path] = self._plan(path)
+            except UserError as error:
+                raise pytest.Collector.CollectError(in_pytest_words(error)) from error
+        return self._suites[path]
+
+    def _plan(self, path: Path) -> SuiteRun:
         session = self.open()
         overrides = [*self._overrides, *(_SMOKE if self.is_smoke else ())]
-        try:
-            suite = load_suite(Path(os.path.relpath(path)), overrides)
-            file = session.results_file(suite, self._results, fresh=True)
-            plan = session.plan(suite, file, self._impls)
-        except UserError as error:
-            raise pytest.Collector.CollectError(in_pytest_words(error)) from error
+        suite = load_suite(Path(os.path.relpath(path)), overrides)
+        file = session.results_file(suite, self._results, fresh=True)
+        plan = session.plan(suite, file, self._impls)
         is_known = list_suites(self.project).get(suite.name) == path
         command = reproduce(
             suite.name if is_known else str(suite.path),
@@ -141,9 +146,7 @@ class BenchmarkRun:
             impls_dirs=self._impls_dirs,
             overrides=self._overrides,
         )
-        run = SuiteRun(session, plan, None if self.is_smoke else file, command)
-        self._suites.append(run)
-        return run
+        return SuiteRun(session, plan, None if self.is_smoke else file, command)
 
     # ---- hooks of pytest -------------------------------------------------------------
 
@@ -191,7 +194,7 @@ class BenchmarkRun:
         try:
             return (yield)
         finally:
-            files = [s.file for s in self._suites if s.file is not None and s.records]
+            files = [s.file for s in self._suites.values() if s.file is not None and s.records]
             if self._session is not None and files:
                 terminalreporter.section("attnbench")
                 terminalreporter.line(f"measured on {self._session.device}, {self._machine()}")
@@ -201,7 +204,7 @@ class BenchmarkRun:
 
     def pytest_unconfigure(self) -> None:
         """End the worker, whatever ended the run."""
-        for suite in self._suites:
+        for suite in self._suites.values():
             suite.close()
         self._stack.close()
 

@@ -45,8 +45,8 @@ class SuiteRun:
     def record(self, point_id: str) -> Record:
         """The record of a point. The first of its problem has all that were selected measured."""
         if point_id not in self.records:
-            group = self._groups[point_id]
-            todo = [p for p in group if p.id in self.selected and p.id not in self.records]
+            wanted = (self.selected | {point_id}) - self.records.keys()
+            todo = [point for point in self._groups[point_id] if point.id in wanted]
             try:
                 self._runner.run_group(todo)
             except BaseException:  # interrupted half-way: the worker's next words are stale
