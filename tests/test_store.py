@@ -247,7 +247,21 @@ def test_a_point_that_appears_again_counts_once_the_later_winning(file):
     file.write_bytes(line("a", reason="first") + line("b") + line("a", reason="second"))
     loaded = load([file])
     assert [(r.id, r.reason) for r in loaded.records] == [("b", "because"), ("a", "second")]
-    assert loaded.problems == [f"{file}: point a appears again; the later record counts"]
+    assert loaded.problems == [
+        f"{file}: points measured more than once: 1; the latest record counts"
+    ]
+
+
+def test_of_a_point_measured_again_the_latest_counts_whatever_the_files_are_called(tmp_path):
+    older, newer = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
+    (tmp_path / "quick.2.jsonl").write_bytes(line("a", reason="new", time=newer))
+    (tmp_path / "quick.jsonl").write_bytes(line("a", reason="old", time=older))
+    assert [r.reason for r in load([tmp_path]).records] == ["new"]
+
+
+def test_a_point_that_two_suites_share_is_a_record_of_each(file):
+    file.write_bytes(line("a", suite="one") + line("a", suite="two"))
+    assert [r.suite for r in load([file]).records] == ["one", "two"]
 
 
 def test_folders_are_read_with_all_that_is_below_in_the_order_of_names(tmp_path):

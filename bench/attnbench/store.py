@@ -8,9 +8,11 @@ and told about, with file and line number.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,24 +83,39 @@ class Store:
 def load(paths: Iterable[Path]) -> Loaded:
     """Read records from files and folders (all ``*.jsonl`` below them).
 
-    A point that appears twice counts once, the later line winning: files are read in
-    the order given, folders in the order of their names, and each file once.
+    A point that was measured again (``--fresh``) counts once: the record with the later
+    time, or the later line where the times are equal.
 
     Raises:
         UserError: a path does not exist, or cannot be read.
     """
     loaded = Loaded()
-    by_id: dict[str, Record] = {}
+    latest: dict[tuple[str, str], Record] = {}
+    again: Counter[Path] = Counter()
     for path in _files(paths):
         for record in _read(path, loaded.problems):
-            if record.id in by_id:
-                loaded.problems.append(
-                    f"{path}: point {record.id} appears again; the later record counts"
-                )
-                del by_id[record.id]
-            by_id[record.id] = record
-    loaded.records = list(by_id.values())
+            key = (record.suite, record.id)  # two suites may share a point
+            if key in latest:
+                again[path] += 1
+                if _when(record) < _when(latest[key]):
+                    continue
+                del latest[key]
+            latest[key] = record
+    loaded.problems += [
+        f"{path}: points measured more than once: {count}; the latest record counts"
+        for path, count in again.items()
+    ]
+    loaded.records = list(latest.values())
     return loaded
+
+
+def _when(record: Record) -> datetime.datetime:
+    """When the record was written; in the far past if its time cannot be read."""
+    try:
+        when = datetime.datetime.fromisoformat(record.time)
+    except ValueError:
+        return datetime.datetime.min.replace(tzinfo=datetime.UTC)
+    return when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:

@@ -28,6 +28,7 @@ _CROSS = "M-.7,-.7L.7,.7M.7,-.7L-.7,.7"
 _WHERE_LABELLED: Any = {"condition": {"test": "datum.label === ''", "value": 0}, "value": 1}
 # Of these an axis shows what lies within it.
 _ONE_TWO_FIVE = [float(f"{m}e{e}") for e in range(-9, 7) for m in (1, 2, 5)]
+_POWERS_OF_TWO = [2.0**e for e in range(48)]
 _POWERS_OF_TEN = [float(f"1e{e}") for e in range(-20, 5)]
 _COLOR = alt.Color("color:N", scale=None, legend=None)
 _FOOT = alt.YValue("height")  # type: ignore[no-untyped-call]
@@ -204,8 +205,9 @@ def _size_axis(axis: Axis) -> alt.X:
 def _value_axis(shown: Measure) -> alt.Axis:
     if shown.label_expr is None:
         return alt.Axis(tickCount=5, format="~r", grid=True, labelOverlap="greedy")
+    steps = _ONE_TWO_FIVE if shown.log_base == 10 else _POWERS_OF_TWO
     return alt.Axis(
-        values=_ONE_TWO_FIVE if shown.log and shown.log_base == 10 else alt.Undefined,
+        values=steps if shown.log else alt.Undefined,
         labelExpr=shown.label_expr, labelOverlap="greedy", labelSeparation=4, grid=True,
         gridOpacity=_WHERE_LABELLED,
     )  # fmt: skip
