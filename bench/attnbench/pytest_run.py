@@ -47,7 +47,7 @@ class BenchmarkRun:
         self._results: Path | None = config.getoption("attn_results")
         self._session: Session | None = None
         self._stack = contextlib.ExitStack()
-        self._suites: dict[Path, SuiteRun] = {}
+        self._suites: list[SuiteRun] = []
         self._note = ""
 
     def begin(self) -> None:
@@ -121,17 +121,17 @@ class BenchmarkRun:
         return self._session
 
     def load(self, path: Path) -> SuiteRun:
-        """The run of a suite: one, however many node ids of it pytest collects one by one.
+        """Read a suite and plan its points.
 
         Raises:
             pytest.Collector.CollectError: the suite cannot be meant.
         """
-        if path not in self._suites:
-            try:
-                self._suites[path] = self._plan(path)
-            except UserError as error:
-                raise pytest.Collector.CollectError(in_pytest_words(error)) from error
-        return self._suites[path]
+        try:
+            run = self._plan(path)
+        except UserError as error:
+            raise pytest.Collector.CollectError(in_pytest_words(error)) from error
+        self._suites.append(run)
+        return run
 
     def _plan(self, path: Path) -> SuiteRun:
         session = self.open()
@@ -194,7 +194,7 @@ class BenchmarkRun:
         try:
             return (yield)
         finally:
-            files = [s.file for s in self._suites.values() if s.file is not None and s.records]
+            files = [s.file for s in self._suites if s.file is not None and s.records]
             if self._session is not None and files:
                 terminalreporter.section("attnbench")
                 terminalreporter.line(f"measured on {self._session.device}, {self._machine()}")
@@ -204,7 +204,7 @@ class BenchmarkRun:
 
     def pytest_unconfigure(self) -> None:
         """End the worker, whatever ended the run."""
-        for suite in self._suites.values():
+        for suite in self._suites:
             suite.close()
         self._stack.close()
 
