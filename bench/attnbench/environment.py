@@ -130,7 +130,7 @@ def _os_name() -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and dirty flag of the current folder's repository, if it is one."""
+    """Commit of the current folder's repository, and whether a tracked file differs from it."""
 
     def git(*words: str) -> str:
         run = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
@@ -138,7 +138,7 @@ def _git() -> dict[str, Any] | None:
 
     try:
         commit = git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(git("status", "--porcelain"))} if commit else None
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))} if commit else None
     except (OSError, subprocess.TimeoutExpired):
         return None
 
