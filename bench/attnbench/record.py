@@ -146,6 +146,7 @@ class Record(_Part):
     wall_s: float | None = None
     environment: str  # address of the environment file
     command: str = ""  # reproduces this point
+    pair: str | None = None  # one id for two records whose rounds were taken side by side
 
     @model_validator(mode="after")
     def _status_fits(self) -> Record:
