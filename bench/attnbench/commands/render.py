@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from attnbench.errors import UserError
+from attnbench.report import render
 
 
 def page(
@@ -23,15 +23,8 @@ def page(
     """Render records to ``out`` and print the path of the page.
 
     Raises:
-        UserError: the report libraries are not installed, or the report is not known.
+        UserError: the report extra is not installed, or the report is not known.
     """
-    try:
-        from attnbench.report import render
-    except ImportError as error:
-        raise UserError(
-            f"the page needs the report extra (no module {error.name!r}): "
-            "pip install 'attnbench[report]'; the records are safe"
-        ) from error
     rendered = render(results, out, report=report, title=title, project=project)
     for problem in rendered.problems:
         console.print(escape(problem), soft_wrap=True)

@@ -16,6 +16,7 @@ from rich.markup import escape
 from attnbench import environment as environments
 from attnbench import store
 from attnbench.commands import render
+from attnbench.errors import UserError
 from attnbench.plan import Plan, parse_shard
 from attnbench.progress import Display, duration
 from attnbench.record import STATUSES
@@ -53,7 +54,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not arguments.no_report and counts.total():
         # Beside each other: a page for every machine that measured the suite.
         out = (arguments.project or Path.cwd()) / "reports" / "out" / file.parent.name / suite.name
-        render.page(console, [file], out, project=arguments.project)
+        _render(console, file, out, arguments.project)
     if stopped:
         console.print("Stopped early; the same command goes on from here.")
         return 130
@@ -76,6 +77,14 @@ def _measure(console: Console, session: Session, plan: Plan, file: Path, command
             except KeyboardInterrupt:
                 runner.stop_requested = True
     return runner.stop_requested
+
+
+def _render(console: Console, file: Path, out: Path, project: Path | None) -> None:
+    """The page, if it can be made: a bare GPU box measures without the libraries for it."""
+    try:
+        render.page(console, [file], out, project=project)
+    except UserError as error:
+        console.print(f"No page: {escape(str(error))}. The records are safe.", soft_wrap=True)
 
 
 @contextmanager
