@@ -29,6 +29,10 @@ _LOG_TAIL_BYTES = 4000
 _POLL_S = 0.2
 _START_S = 120.0  # for a worker to import torch and begin a task, before any plugin is at work
 _LAST_BREATH_S = 2.0  # between a worker that talks no more and its end
+_WRITE_S = 0.3  # for a worker to write down where it hangs
+
+SIGNAL_WHERE = signal.SIGUSR1
+"""Makes a worker write to its log what it is doing."""
 
 
 class WorkerDied(Exception):
@@ -124,8 +128,7 @@ class Worker:
             left = deadline - time.monotonic()
             is_dead = self._process.poll() is not None  # asked first: it may have spoken since
             if left <= 0:
-                self._process.kill()
-                self._process.wait()
+                self._end_hang()
                 raise WorkerDied(
                     "timeout", f"no sign of life for {timeout_s:g} s; killed", self.log_tail()
                 )
@@ -143,6 +146,14 @@ class Worker:
             reason = f"the worker sent something that is no event: {line[:80]!r}"
             raise WorkerDied("crash", reason, self.log_tail()) from None
         return event
+
+    def _end_hang(self) -> None:
+        """Have it write down where it hangs, then kill it."""
+        self._process.send_signal(SIGNAL_WHERE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_WRITE_S)
+        self._process.kill()
+        self._process.wait()
 
     def _obituary(self) -> WorkerDied:
         try:

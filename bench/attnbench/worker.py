@@ -8,6 +8,7 @@ wrong it says who is at work, so that the parent knows whom to blame.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import os
 import resource
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from attnbench.process import SIGNAL_WHERE
+
 Send = Callable[..., None]
 _PR_SET_PDEATHSIG = 1
 _MEMORY_SHARE = 0.9  # of what is available now; the rest keeps the machine alive
@@ -27,6 +30,7 @@ def main() -> None:
     """Serve tasks until there are no more."""
     event_fd, device, project = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     _die_with_parent()
+    _tell_where_on_death()
     if device == "cpu":  # a CUDA context needs far more address space than memory
         _limit_memory()
     sys.path.append(project)  # a plugin may import its project, which may not shadow anybody
@@ -131,6 +135,12 @@ def _die_with_parent() -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:  # it died before the line above
         sys.exit("the parent is gone")
+
+
+def _tell_where_on_death() -> None:
+    """Write the Python stack to the log on a fatal signal, and before a hang is ended."""
+    faulthandler.enable()
+    faulthandler.register(SIGNAL_WHERE)
 
 
 def _limit_memory() -> None:
