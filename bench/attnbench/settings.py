@@ -18,7 +18,7 @@ class Measure(BaseModel):
             worker is taken to hang and is killed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     precision: float = Field(0.02, gt=0, lt=1)
     min_rounds: int = Field(5, ge=1)

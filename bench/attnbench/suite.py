@@ -142,15 +142,17 @@ def _expand(file: _File, path: Path) -> tuple[Problem, ...]:
     if not file.grid and not file.points:
         raise UserError(f"{path}: nothing to measure; it needs a [grid] or [[points]]")
     problems: dict[Problem, None] = {}
-    for where, table in [("[grid]", file.grid), *(("[[points]]", p) for p in file.points)]:
+    tables = [("[grid]", file.grid)] * bool(file.grid)
+    tables += [("[[points]]", point) for point in file.points]
+    for where, table in tables:
+        if not table:
+            raise UserError(f"{path}: {where}: is empty; it needs at least one key")
         for fields in _combinations(table, f"{path}: {where}"):
             problems[_problem(fields, f"{path}: {where}")] = None
     return tuple(problems)
 
 
 def _combinations(table: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
-    if not table:
-        return []
     for key, value in table.items():
         if key not in _PROBLEM_KEYS:
             raise unknown("key", key, _PROBLEM_KEYS, where)
@@ -163,7 +165,7 @@ def _combinations(table: Mapping[str, Any], where: str) -> Iterable[dict[str, An
 def _problem(fields: dict[str, Any], where: str) -> Problem:
     preset = fields.pop("preset", None)
     if preset is not None:
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise unknown("preset", preset, PRESETS, where)
         base = dict(PRESETS[preset])
         for key in fields:
