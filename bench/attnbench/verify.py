@@ -24,7 +24,9 @@ fused kernel has to do. It is the sum of
 - for gradients, eps32 · max|LSE|, relative: the backward makes the weights again from an
   LSE kept in float32 (Dao et al. 2022, arXiv 2205.14135, algorithm 4);
 - for dq and dk, eps32 times the terms that cancel in ``dP − rowsum(grad_out ∘ out)``:
-  with one key the truth is zero, and float32 sums of the same terms in another order are not.
+  with one key the truth is zero, and float32 sums of the same terms in another order are not;
+- for dq and dk in max-abs, what one unit in the last place of ``out`` changes in that row
+  sum: where a softmax is nearly one-hot, little else is left of the gradient.
 
 Under a causal mask the rows differ in scale by √seqlen, so that a wrong late row drowns in
 the tolerance of the first. Hence a third measure, the largest relative L2 error of a row
@@ -40,6 +42,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -123,11 +126,9 @@ def make_yardstick(
     if not all(bool(x.isfinite().all()) for x in truth.tensors().values()):
         raise ValueError("the reference is not finite: the inputs hold NaN or infinity")
     plain = _textbooks(problem, inputs, gradients, keep_BHMN)
-    cancelling = _cancelling(problem, inputs, truth) if gradients else {}
+    cancelling = _cancelling(problem, inputs, truth)
     standards = {
-        name: _standard(
-            problem, name, x, [p[name] for p in plain], truth.lse_BHM, cancelling.get(name, 0.0)
-        )
+        name: _standard(problem, name, x, [p[name] for p in plain], truth.lse_BHM, cancelling[name])
         for name, x in truth.tensors().items()
     }
     return Yardstick(problem, standards)
@@ -176,7 +177,7 @@ def _standard(
     truth: torch.Tensor,
     plain: Sequence[torch.Tensor],
     lse_BHM: torch.Tensor,
-    cancelling: float,
+    cancelling: _Cancelling,
 ) -> Standard:
     """The module's rule, for one tensor."""
     eps = torch.finfo(problem.torch_dtype).eps
@@ -184,13 +185,12 @@ def _standard(
     lse_BHM = lse_BHM.abs().masked_fill(lse_BHM.isinf(), 0.0)
     weights = eps_sum * (_EXP_ULPS + (0.0 if name == "out" else float(lse_BHM.max())))
     largest, norm = float(truth.abs().max()), float(truth.norm())
-    noise, root = eps_sum * cancelling, math.sqrt(truth.numel())
-    is_zero = norm <= _ZERO * cancelling * root
+    noise, root = eps_sum * cancelling.terms, math.sqrt(truth.numel())
+    is_zero = norm <= _ZERO * cancelling.terms * root
     each = [_errors(truth, (x.double() - truth).abs(), is_zero) for x in plain]
     own = functools.reduce(Errors.larger, each)
-    allowed = Errors(
-        _TIMES_TEXTBOOK * own.max_abs + (2 * eps + weights) * largest + noise, None, None
-    )
+    floor = (2 * eps + weights) * largest + noise + eps * cancelling.rounding
+    allowed = Errors(_TIMES_TEXTBOOK * own.max_abs + floor, None, None)
     if own.rel_l2 is not None and own.row_rel is not None:
         few = 1 + 4 / math.sqrt(truth.numel() / truth.shape[-1])
         rel_l2 = _TIMES_TEXTBOOK * own.rel_l2 + few * eps / 4 + weights + noise * root / norm
@@ -216,12 +216,24 @@ def _textbooks(
     return plain
 
 
-def _cancelling(problem: Problem, inputs: Inputs, truth: Reference) -> dict[str, float]:
-    """How large the terms are that cancel in each element of dq and dk."""
-    terms_BHM = (inputs.grad_out_BHME.double() * truth.out_BHME).abs().sum(dim=-1)
-    largest = problem.softmax_scale * float(terms_BHM.max())
-    q_max, k_max = (float(x.double().abs().max()) for x in (inputs.q_BHMD, inputs.k_BGND))
-    return {"dq": abs(largest) * k_max, "dk": abs(largest) * q_max}
+class _Cancelling(NamedTuple):
+    """What is behind an element of dq or dk, whose terms cancel; zero for out and dv."""
+
+    terms: float  # the size of the terms
+    rounding: float  # the change if each element of ``out`` changes by its own size, at random
+
+
+def _cancelling(problem: Problem, inputs: Inputs, truth: Reference) -> dict[str, _Cancelling]:
+    """By tensor: how large the terms of ``scale · (dP − rowsum(grad_out ∘ out)) · k`` are."""
+    scale = abs(problem.softmax_scale)
+    terms_BHME = (inputs.grad_out_BHME.double() * truth.out_BHME).abs()
+    terms = scale * float(terms_BHME.sum(dim=-1).max())
+    rounding = scale * float(terms_BHME.norm(dim=-1).max())
+    sizes = dict.fromkeys(("out", "dv"), _Cancelling(0.0, 0.0))
+    for name, other in (("dq", inputs.k_BGND.double()), ("dk", inputs.q_BHMD.double())):
+        rms = float(other.square().mean().sqrt())
+        sizes[name] = _Cancelling(terms * float(other.abs().max()), rounding * rms)
+    return sizes
 
 
 def _check_keep(problem: Problem, keep_BHMN: torch.Tensor) -> None:
