@@ -52,8 +52,6 @@ class Execution:
         self._out: Any = None
         self._saved: Any = None
         self._gradients: tuple[Any, ...] = ()
-        self.step: Callable[[], None] = self._choose_step()
-        """The timed call. ``load`` first."""
 
     # ---- around the timed call -------------------------------------------------------
 
@@ -129,7 +127,9 @@ class Execution:
     def _is_own(self) -> bool:
         return isinstance(self.built, ForwardBackward)
 
-    def _choose_step(self) -> Callable[[], None]:
+    @property
+    def step(self) -> Callable[[], None]:
+        """The timed call. ``load`` first."""
         if self.problem.direction == "forward":
             return self._step_forward
         return self._backward if self.problem.direction == "backward" else self._step_both

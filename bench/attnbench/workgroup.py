@@ -11,8 +11,7 @@ import fnmatch
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,22 +71,22 @@ class Group:
         inputs = self._inputs(self.seed)
         self._prepare_truth(self.seed, inputs)
         for told in self._task["contenders"]:
-            with self._blaming(told["key"]):
-                self._send("step", who=told["key"], phase="import")
-                self._build_and_verify(Contender(told["key"], _make(told)), inputs)
+            self._try(told["key"], self._build_and_verify, told, inputs)
         del inputs
         if self._ready:
             self._time()
 
     # ---- phases ----------------------------------------------------------------------
 
-    def _build_and_verify(self, contender: Contender, inputs: Inputs) -> None:
+    def _build_and_verify(self, told: dict[str, Any], inputs: Inputs) -> None:
         started = time.perf_counter()
-        self._step(contender, "build")
+        self._step(told["key"], "import")
+        contender = Contender(told["key"], _make(told))
+        self._step(contender.key, "build")
         contender.execution = Execution(
             contender.implementation, self.problem, self.device, self.seed
         )
-        self._step(contender, "verify")
+        self._step(contender.key, "verify")
         contender.execution.load(inputs)
         contender.execution.step()
         self._synchronize()
@@ -101,24 +100,29 @@ class Group:
         self._send("step", who=None, phase="reference")
         inputs = self._inputs(seed)
         self._prepare_truth(seed, inputs)
-        for contender in list(self._ready.values()):
-            with self._blaming(contender.key):
-                self._step(contender, "load")
-                contender.running.load(inputs)
+        self._try_all(self._load, inputs)
         clock = clock_for(self.device)
         taken = self._sample_survivors(clock)
-        for contender in list(self._ready.values()):
-            with self._blaming(contender.key):
-                self._step(contender, "check again")
-                again = self._judge(contender, seed, inputs)
-                contender.accuracy = _worse(contender.accuracy, again)
-        for contender in list(self._ready.values()):
-            with self._blaming(contender.key):
-                self._step(contender, "memory")
-                contender.running.forget()
-                memory = peak_memory(contender.running.step, self.device)
-                self._guard.check()
-                self._succeed(contender, taken[contender.key], clock.name, memory)
+        self._try_all(self._check_again, seed, inputs)
+        self._try_all(self._measure_memory, taken, clock.name)
+
+    def _load(self, key: str, inputs: Inputs) -> None:
+        self._step(key, "load")
+        self._ready[key].running.load(inputs)
+
+    def _check_again(self, key: str, seed: int, inputs: Inputs) -> None:
+        contender = self._ready[key]
+        self._step(key, "check again")
+        again = self._judge(contender, seed, inputs)
+        contender.accuracy = _worse(contender.accuracy, again)
+
+    def _measure_memory(self, key: str, taken: dict[str, Taken], clock: str) -> None:
+        contender = self._ready[key]
+        self._step(key, "memory")
+        contender.running.forget()
+        memory = peak_memory(contender.running.step, self.device)
+        self._guard.check()
+        self._succeed(contender, taken[key], clock, memory)
 
     def _sample_survivors(self, clock: Any) -> dict[str, Taken]:
         """Sample everybody; one that fails while timed drops out and the rest start again."""
@@ -129,16 +133,17 @@ class Group:
                 nonlocal at_work
                 self._guard.check()  # of the turn that just ended, which is still at work
                 at_work = key
-                self._step(self._ready[key], phase)
+                self._step(key, phase)
 
             calls = {key: c.running.step for key, c in self._ready.items()}
             try:
                 taken = sample(calls, clock, self.budget, self.seed, announce)
                 self._guard.check()
-            except BaseException as error:
-                self._fail(at_work, classify(error))
-            else:
                 return taken
+            except BaseException as error:
+                failed = classify(error)
+            del calls
+            self._fail(at_work, failed)
         return {}
 
     # ---- truth -----------------------------------------------------------------------
@@ -176,21 +181,26 @@ class Group:
 
     # ---- telling the parent ----------------------------------------------------------
 
-    def _step(self, contender: Contender, phase: str) -> None:
-        self._send("step", who=contender.key, phase=phase)
+    def _step(self, key: str, phase: str) -> None:
+        self._send("step", who=key, phase=phase)
 
-    @contextmanager
-    def _blaming(self, key: str) -> Iterator[None]:
-        """Turn whatever goes wrong inside into this contender's result.
+    def _try_all(self, phase: Callable[..., None], *words: Any) -> None:
+        for key in list(self._ready):
+            self._try(key, phase, key, *words)
+
+    def _try(self, key: str, phase: Callable[..., None], *words: Any) -> None:
+        """Turn whatever goes wrong in a contender's phase into its result.
 
         SystemExit and KeyboardInterrupt too: they are the plugin's, a user's Ctrl-C does not
         reach this process.
         """
         try:
-            yield
+            phase(*words)
             self._guard.check()
+            return
         except BaseException as error:
-            self._fail(key, classify(error))
+            failed = classify(error)
+        self._fail(key, failed)  # only here is nothing left that holds on to its tensors
 
     def _fail(self, key: str, failed: Failed) -> None:
         self._guard.restore()

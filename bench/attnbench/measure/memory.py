@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from attnbench.record import Memory
 
@@ -36,9 +36,9 @@ def _cuda(call: Callable[[], None], device: torch.device) -> Memory:
 
 
 def _cpu(call: Callable[[], None]) -> Memory:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(profile_memory=True) as profiler:  # torch.profiler would import all of inductor
         call()
-    results = profiler.profiler.kineto_results if profiler.profiler else None
+    results = profiler.kineto_results
     if results is None:
         return Memory(method="torch profiler gave no result")
     events = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
