@@ -106,6 +106,8 @@ def discover(
         found: from :func:`sources`.
         announce: called before each import, so that a crash can be blamed.
     """
+    from attnbench import guard  # noqa: F401 - imports torch, which is no plugin's time
+
     entries: dict[str, Entry] = {}
     unavailable: list[Entry] = []
     for source in found:
@@ -271,11 +273,13 @@ def _origin_of(error: BaseException, source: Source) -> tuple[str, int]:
     if isinstance(error, SyntaxError) and error.filename:
         return error.filename, error.lineno or 0
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if source.path and f.filename.startswith(source.path)]
-    here = str(Path(__file__).parent)
-    outside = [f for f in frames if "importlib" not in f.filename and here not in f.filename]
-    for frame in [*own[::-1], *outside[::-1]]:
-        return frame.filename, frame.lineno or 0
+    if source.path:
+        blamed = [f for f in frames if f.filename.startswith(source.path)]
+    else:
+        here = str(Path(__file__).parent)
+        blamed = [f for f in frames if "importlib" not in f.filename and here not in f.filename]
+    if blamed:
+        return blamed[-1].filename, blamed[-1].lineno or 0
     return source.path or source.entry_point, 0
 
 
