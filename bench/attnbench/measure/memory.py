@@ -3,7 +3,7 @@
 Always a pass of its own, never timed. On CUDA the caching allocator's own peak. On a CPU
 the running sum over the allocation events that torch's profiler reports, which was exact
 to 1 kB against known sizes; it sees what torch allocates, not what a library takes from
-malloc behind torch's back.
+malloc behind torch's back, nor that memory from before the call is freed within it.
 """
 
 from __future__ import annotations
