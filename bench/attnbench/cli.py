@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from attnbench import __version__
 from attnbench.errors import UserError, suggest
-from attnbench.process import WorkerDied
+from attnbench.process import IMPORT_TIMEOUT_S, WorkerDied
 
 _COMMANDS = {
     "run": "verify, measure, record and render a suite",
@@ -29,11 +33,20 @@ _COMMANDS = {
 class _Parser(argparse.ArgumentParser):
     """Errors are one line, with the nearest valid name."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
-        if "invalid choice" in message and " (choose from" in message:
-            wrong = message.split("invalid choice: ")[1].split(" (choose")[0].strip("'")
-            message = message.rstrip(")") + ")" + suggest(wrong, _COMMANDS)
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += suggest(found[1], re.findall(r"[\w-]+", found[2]))
+        elif found := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            message += suggest(found[1], self._options())
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def _options(self) -> list[str]:
+        """Every option of every command: argparse does not say whose it could not place."""
+        parsers: list[argparse.ArgumentParser] = [self]
+        for action in self._actions:
+            if isinstance(action.choices, dict):
+                parsers += action.choices.values()
+        return [o for parser in parsers for a in parser._actions for o in a.option_strings]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("attnbench: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # attnbench list | head: whoever reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if "--debug" in words:
+            raise
+        print(f"attnbench: error: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        return 1
     except Exception as error:
         if "--debug" in words:
             raise
@@ -101,6 +122,19 @@ def _where(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a further folder of implementations; may be repeated",
     )
+    parser.add_argument("--import-timeout", type=_seconds, default=IMPORT_TIMEOUT_S, metavar="S",
+                        help="longest time one implementation may take to be imported")  # fmt: skip
+
+
+def _seconds(text: str) -> float:
+    """A length of time: positive and finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf):
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text!r}")
+    return value
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +168,7 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     _where(parser)
     parser.add_argument("--case", action="append", default=[], metavar="GLOB",
                         help="only cases whose name matches")  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=120.0, metavar="S",
+    parser.add_argument("--timeout", type=_seconds, default=120.0, metavar="S",
                         help="longest single case, in seconds")  # fmt: skip
     parser.add_argument("-v", "--verbose", action="store_true", help="every case with its errors")
 

@@ -8,10 +8,9 @@ from types import TracebackType
 from typing import Any
 
 from attnbench.plan import Contender
-from attnbench.process import Event, Worker, WorkerDied
+from attnbench.process import IMPORT_TIMEOUT_S, Event, Worker, WorkerDied
 from attnbench.registry import Entry, Source, blame, by_name
 
-IMPORT_TIMEOUT_S = 120.0  # for one plugin to be imported, while all are looked for
 _PROBE_TIMEOUT_S = 120.0
 
 

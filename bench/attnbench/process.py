@@ -31,6 +31,8 @@ _START_S = 120.0  # for a worker to import torch and begin a task, before any pl
 _LAST_BREATH_S = 2.0  # between a worker that talks no more and its end
 _WRITE_S = 0.3  # for a worker to write down where it hangs
 
+IMPORT_TIMEOUT_S = 120.0
+"""For one plugin to be imported, while all are looked for."""
 SIGNAL_WHERE = signal.SIGUSR1
 """Makes a worker write to its log what it is doing."""
 

@@ -19,6 +19,7 @@ from attnbench import store
 from attnbench.errors import UserError
 from attnbench.lock import device_lock
 from attnbench.plan import Plan, choose, make_plan
+from attnbench.process import IMPORT_TIMEOUT_S
 from attnbench.registry import Entry
 from attnbench.suite import Suite
 
@@ -71,7 +72,7 @@ def open_session(
     impls_dirs: Sequence[Path] = (),
     *,
     lock: bool = True,
-    import_timeout_s: float = pools.IMPORT_TIMEOUT_S,
+    import_timeout_s: float = IMPORT_TIMEOUT_S,
 ) -> Iterator[Session]:
     """Start a worker, settle the device, hold it, and find out who can be measured.
 
@@ -86,6 +87,8 @@ def open_session(
         UserError: the device is not there, or another attnbench holds it.
     """
     folder = (project or Path.cwd()).resolve()
+    if not folder.is_dir():
+        raise UserError(f"--project {project}: no such folder")
     for impls_dir in impls_dirs:
         if not impls_dir.is_dir():
             raise UserError(f"--impls-dir {impls_dir}: no such folder")

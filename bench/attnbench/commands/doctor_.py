@@ -26,7 +26,11 @@ def main(arguments: argparse.Namespace) -> int:
     """Print the environment and the checks; 1 if measuring or rendering cannot work."""
     console = Console()
     with open_session(
-        arguments.project, arguments.device, arguments.impls_dir, lock=False
+        arguments.project,
+        arguments.device,
+        arguments.impls_dir,
+        lock=False,
+        import_timeout_s=arguments.import_timeout,
     ) as session:
         table = Table(box=None, pad_edge=False, show_header=False)
         for section, values in _sections(session.environment).items():

@@ -26,7 +26,11 @@ def _impls(console: Console, arguments: argparse.Namespace) -> None:
     forward = Problem.of(heads=2, seqlen=64, head_dim=64, mask="causal")
     problems = [forward.replace(direction="both"), forward]
     with open_session(
-        arguments.project, arguments.device, arguments.impls_dir, lock=False
+        arguments.project,
+        arguments.device,
+        arguments.impls_dir,
+        lock=False,
+        import_timeout_s=arguments.import_timeout,
     ) as session:
         both, single = (pool.probe(session.pool, session.entries, p.to_json()) for p in problems)
         table = Table(box=None, pad_edge=False)

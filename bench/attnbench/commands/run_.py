@@ -34,7 +34,11 @@ def main(arguments: argparse.Namespace) -> int:
     path = find_suite(arguments.suite, arguments.project)
     suite = load_suite(path, arguments.set)
     with open_session(
-        arguments.project, arguments.device, arguments.impls_dir, lock=not arguments.dry_run
+        arguments.project,
+        arguments.device,
+        arguments.impls_dir,
+        lock=not arguments.dry_run,
+        import_timeout_s=arguments.import_timeout,
     ) as session:
         file = session.results_file(suite, arguments.results, arguments.fresh)
         plan = session.plan(suite, file, arguments.impls, arguments.problem, shard)

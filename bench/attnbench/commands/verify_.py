@@ -40,7 +40,11 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the battery; 0 if nothing failed, 1 if something did."""
     console = Console()
     with open_session(
-        arguments.project, arguments.device, arguments.impls_dir, lock=False
+        arguments.project,
+        arguments.device,
+        arguments.impls_dir,
+        lock=False,
+        import_timeout_s=arguments.import_timeout,
     ) as session:
         outcomes = []
         for contender in choose(arguments.impls or ["*"], session.entries):
