@@ -47,6 +47,7 @@ class Plan:
     device: str
     groups: list[list[Point]] = field(default_factory=list)
     finished: int = 0  # points found in the store, not planned again
+    ids: set[str] = field(default_factory=set)  # of every point asked for, finished ones too
 
     @property
     def points(self) -> list[Point]:
@@ -66,8 +67,13 @@ class Plan:
         return usable * (_OVERHEAD_S + measure.warmup_s + measure.max_s) + reference_s
 
 
-def choose(globs: Iterable[str], entries: Sequence[Entry]) -> list[Contender]:
+def choose(globs: Iterable[str], entries: Sequence[Entry], where: str = "") -> list[Contender]:
     """The contenders that globs such as ``sdpa*`` or ``triton:block_m=64`` name.
+
+    Args:
+        globs: what was asked for.
+        entries: who there is.
+        where: it was asked for; errors begin with it.
 
     Raises:
         UserError: a name nobody has, a glob that matches nothing, an unknown option.
@@ -77,7 +83,7 @@ def choose(globs: Iterable[str], entries: Sequence[Entry]) -> list[Contender]:
         name, options = parse_spec(glob)
         matching = [e for e in entries if fnmatch.fnmatchcase(e.name, name)]
         if not matching:
-            raise unknown("implementation", name, [e.name for e in entries])
+            raise _nobody(name, entries, where)
         for entry in matching:
             if entry.reason is None:
                 _check_options(entry, options)
@@ -123,6 +129,7 @@ def make_plan(
             )
             for c in contenders
         ]
+        plan.ids |= {point.id for point in group}
         todo = [point for point in group if point.id not in done]
         plan.finished += len(group) - len(todo)
         if todo:
@@ -133,9 +140,16 @@ def make_plan(
 def parse_shard(text: str) -> tuple[int, int]:
     """``i/n`` with 1 ≤ i ≤ n."""
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard {text!r}: must look like i/n with 1 ≤ i ≤ n, for example 1/4")
     return int(index), int(count)
+
+
+def _nobody(name: str, entries: Sequence[Entry], where: str) -> UserError:
+    """Nobody has the name; one whose file cannot be imported might have had it."""
+    error = unknown("implementation", name, [e.name for e in entries], where)
+    broken = [f"{e.file} {e.reason}" for e in entries if e.reason is not None]
+    return UserError(f"{error}; unavailable: {'; '.join(broken)}") if broken else error
 
 
 def _check_options(entry: Entry, options: dict[str, Value]) -> None:

@@ -60,7 +60,10 @@ class Session:
     ) -> Plan:
         """The points of a suite that ``file`` has no record of."""
         done = frozenset(r.id for r in store.load([file]).records) if file.exists() else frozenset()
-        contenders = choose(impls or suite.impls, self.entries)
+        where = "--impls" if impls else f"{suite.path}: impls"
+        contenders = choose(impls or suite.impls, self.entries, where)
+        if suite.baseline:
+            choose([suite.baseline], self.entries, f"{suite.path}: baseline")
         machine = environments.machine_id(self.environment)
         return make_plan(suite, contenders, self.device, machine, done, problems, shard)
 
@@ -108,6 +111,7 @@ def reproduce(
     suite: str,
     *,
     device: str = "auto",
+    project: Path | None = None,
     impls_dirs: Sequence[Path] = (),
     overrides: Sequence[str] = (),
 ) -> str:
@@ -115,7 +119,7 @@ def reproduce(
 
     Args:
         suite: its name or file.
-        device, impls_dirs: as in :func:`open_session`.
+        device, project, impls_dirs: as in :func:`open_session`.
         overrides: as in :func:`attnbench.suite.load_suite`.
     """
     words = ["attnbench", "run", suite]
@@ -125,6 +129,8 @@ def reproduce(
         words += ["--impls-dir", str(folder)]
     if device != "auto":
         words += ["--device", device]
+    if project is not None:
+        words += ["--project", str(project)]
     return shlex.join(words)
 
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from attnbench import pool, shelves
+from attnbench.errors import UserError
 from attnbench.problem import Problem
 from attnbench.session import open_session
 from attnbench.suite import list_suites, load_suite
@@ -57,8 +58,11 @@ def _suites(console: Console, arguments: argparse.Namespace) -> None:
     for column in ("suite", "problems", "title", "file"):
         table.add_column(column, overflow="fold")
     for name, path in list_suites(arguments.project).items():
-        suite = load_suite(path)
-        cells = (name, str(len(suite.problems)), suite.title, str(path))
+        try:
+            suite = load_suite(path)
+            cells = (name, str(len(suite.problems)), suite.title, str(path))
+        except UserError as error:
+            cells = (name, "wrong", str(error).removeprefix(f"{path}: "), str(path))
         table.add_row(*map(escape, cells))
     console.print(table)
 

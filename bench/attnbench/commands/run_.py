@@ -49,6 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
         command = reproduce(
             arguments.suite,
             device=arguments.device,
+            project=arguments.project,
             impls_dirs=arguments.impls_dir,
             overrides=arguments.set,
         )
@@ -76,10 +77,7 @@ def _measure(console: Console, session: Session, plan: Plan, file: Path, command
             console.print(escape(kept.mended))
         runner = Runner(plan, session.pool, address, kept.append, display, command)
         with _graceful_interrupt(console, runner):
-            try:
-                runner.run()
-            except KeyboardInterrupt:
-                runner.stop_requested = True
+            runner.run()
     return runner.stop_requested
 
 
@@ -115,7 +113,10 @@ def _announce(console: Console, session: Session, plan: Plan, file: Path) -> Non
     console.print(f"[bold]{escape(plan.suite.title)}[/] on {plan.device} ({escape(where)})")
     known = f", {plan.finished} done before" if plan.finished else ""
     time_left = f", about {duration(plan.estimated_s())}" if todo else ""
-    console.print(f"{todo} points to measure{known}{time_left}; records in {escape(str(file))}")
+    console.print(
+        f"{todo} points to measure{known}{time_left}; records in {escape(str(file))}",
+        soft_wrap=True,
+    )
 
 
 def _print_points(console: Console, plan: Plan) -> None:
@@ -128,12 +129,14 @@ def _print_points(console: Console, plan: Plan) -> None:
 
 
 def _count(plan: Plan, file: Path) -> Counter[str]:
-    """Statuses of all records in the file that belong to this suite's problems."""
+    """Statuses of the points asked for; the file may hold others, of an older source too."""
     if not file.exists():
         return Counter()
-    return Counter(record.status for record in store.load([file]).records)
+    return Counter(r.status for r in store.load([file]).records if r.id in plan.ids)
 
 
 def _summary(console: Console, counts: Counter[str], file: Path) -> None:
     told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    console.print(f"{counts.total()} points: {told or 'none'}. Records: {escape(str(file))}")
+    console.print(
+        f"{counts.total()} points: {told or 'none'}. Records: {escape(str(file))}", soft_wrap=True
+    )
