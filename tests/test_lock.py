@@ -85,3 +85,29 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_lock() -> None:
             assert child.poll() is None
     finally:
         child.communicate()
+
+
+def test_the_lock_is_of_the_physical_device_whatever_its_number(folder: Path) -> None:
+    with (
+        device_lock("cuda:0", "GPU-1"),
+        device_lock("cuda:0", "GPU-2"),
+        pytest.raises(UserError, match="device cuda:1 "),
+        device_lock("cuda:1", "GPU-1"),
+    ):
+        pytest.fail("two hold the device")
+
+
+def test_another_users_umask_does_not_lock_us_out(folder: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with device_lock("cpu"):
+            (file,) = folder.iterdir()
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o666
+
+
+def test_a_folder_that_is_not_there_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNBENCH_LOCK_DIR", str(folder / "new"))
+    with device_lock("cpu"):
+        assert (folder / "new").is_dir()

@@ -13,18 +13,24 @@ from attnbench.errors import UserError
 
 
 @contextmanager
-def device_lock(device: str) -> Iterator[None]:
+def device_lock(device: str, unit: str | None = None) -> Iterator[None]:
     """Hold the device, or say who does. The lock goes with the process, however it ends.
 
-    The lock files lie in ``ATTNBENCH_LOCK_DIR``, else in the system's temporary folder.
+    The lock files lie in ``ATTNBENCH_LOCK_DIR``, else in the system's temporary folder, and
+    are everybody's: two users of a machine must not measure on one device either.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+        unit: what tells the physical device from others (a GPU's UUID): ``cuda:0`` of two
+            jobs with different CUDA_VISIBLE_DEVICES are two devices.
 
     Raises:
         UserError: another attnbench is measuring on the device.
     """
     folder = Path(os.environ.get("ATTNBENCH_LOCK_DIR", tempfile.gettempdir()))
-    path = folder / f"attnbench-{device.replace(':', '-')}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    with os.fdopen(descriptor, "r+") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = (unit or device).replace(":", "-")
+    with os.fdopen(_open(folder / f"attnbench-{name}.lock"), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -38,3 +44,14 @@ def device_lock(device: str) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _open(path: Path) -> int:
+    """A descriptor of the file, which anybody may write, whoever made it."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags)  # without O_CREAT: Linux denies that on others' files in /tmp
+    except FileNotFoundError:
+        descriptor = os.open(path, flags | os.O_CREAT, 0o666)
+        os.fchmod(descriptor, 0o666)  # whatever the umask
+        return descriptor

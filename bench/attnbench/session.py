@@ -102,7 +102,8 @@ def open_session(
             raise UserError(f"--device {device}: {known['fault']}")
         pool.device = known["identity"]["hardware"]["device"]
         if lock:
-            stack.enter_context(device_lock(pool.device))
+            gpu = known["context"].get("gpu", {})
+            stack.enter_context(device_lock(pool.device, gpu.get("uuid")))
         entries = pools.discover(pool, folder, impls_dirs, import_timeout_s)
         yield Session(folder, pool.device, pool, entries, known)
 
