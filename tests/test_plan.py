@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,7 @@ def test_a_points_id_changes_with_source_options_machine_and_seed(suite: Suite) 
         first_id(suite, Contender(entry("tiled", "1", block=128))),
         first_id(suite, Contender(tiled, (("block", 64),))),
         first_id(suite, Contender(entry("other", "0", block=128))),
+        first_id(suite, Contender(replace(tiled, version="1.1"))),  # of the library it calls
         first_id(suite, Contender(tiled), machine="n"),
         first_id(suite, Contender(tiled), seed=1),
     ]

@@ -125,7 +125,7 @@ def make_plan(
             Point(
                 c,
                 problem,
-                point_id(problem.id, c.spec, c.entry.source_sha256, machine_id, suite.verify.seed),
+                point_id(problem.id, c.spec, c.entry.code, machine_id, suite.verify.seed),
             )
             for c in contenders
         ]

@@ -57,6 +57,11 @@ class Entry:
     summary: str = ""
     source_sha256: str | None = None
 
+    @property
+    def code(self) -> str | None:
+        """What tells this code from another: its own source, and the library it calls."""
+        return f"{self.source_sha256} {self.version}" if self.version else self.source_sha256
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
