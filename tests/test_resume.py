@@ -8,34 +8,51 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from helpers import HEALTHY, attnbench, command, environment, write_suite
 
-SEQLENS = list(range(16, 28))
+SEQLENS = list(range(16, 24))
 IMPLS = ("one", "two")
+
+Start = Callable[[], subprocess.Popen[bytes]]
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Two implementations, twelve problems: long enough to be interrupted."""
+    """Two implementations, eight problems: long enough to be interrupted."""
     (tmp_path / "impls").mkdir()
     for name in IMPLS:
         (tmp_path / "impls" / f"{name}.py").write_text(HEALTHY.format(name=name))
     suite = write_suite(tmp_path, IMPLS, seqlen=SEQLENS)
-    suite.write_text(suite.read_text().replace("max_s = 0.02", "max_s = 0.3\nprecision = 1e-9"))
+    suite.write_text(suite.read_text().replace("max_s = 0.02", "max_s = 0.2\nprecision = 1e-9"))
     return tmp_path
 
 
-def start(project: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command("run", "tiny.toml", "--no-report"),
-        cwd=project,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+@pytest.fixture
+def start(project: Path) -> Iterator[Start]:
+    """Starts the run in the background; whatever is still alive afterwards is killed."""
+    runs: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> subprocess.Popen[bytes]:
+        with open(project / "log", "ab") as log:
+            runs.append(
+                subprocess.Popen(
+                    command("run", "tiny.toml", "--no-report"),
+                    cwd=project,
+                    env=environment(),
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.kill()
+        run.wait()
 
 
 def lines(project: Path) -> list[bytes]:
@@ -45,8 +62,9 @@ def lines(project: Path) -> list[bytes]:
 def wait_for_lines(project: Path, count: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
     while len(lines(project)) <= count:
-        assert process.poll() is None, "the run ended before it could be interrupted"
-        assert time.monotonic() < deadline, "no record was written"
+        log = (project / "log").read_text()
+        assert process.poll() is None, f"the run ended before it could be interrupted: {log}"
+        assert time.monotonic() < deadline, f"no record was written: {log}"
         time.sleep(0.01)
 
 
@@ -71,9 +89,11 @@ def is_alive(pid: int) -> bool:
     return state not in "ZX"
 
 
-def test_killed_twice_and_run_again_every_point_is_recorded_once(project: Path) -> None:
+def test_killed_twice_and_run_again_every_point_is_recorded_once(
+    project: Path, start: Start
+) -> None:
     for _ in range(2):
-        run = start(project)
+        run = start()
         wait_for_lines(project, len(lines(project)) + 2, run)
         (worker,) = children_of(run.pid)
         run.kill()
@@ -97,8 +117,10 @@ def test_killed_twice_and_run_again_every_point_is_recorded_once(project: Path) 
     assert points(project).total() == len(IMPLS) * len(SEQLENS)
 
 
-def test_the_first_interrupt_finishes_what_is_in_flight_and_the_run_resumes(project: Path) -> None:
-    run = start(project)
+def test_the_first_interrupt_finishes_what_is_in_flight_and_the_run_resumes(
+    project: Path, start: Start
+) -> None:
+    run = start()
     wait_for_lines(project, 1, run)
     run.send_signal(signal.SIGINT)
     assert run.wait(timeout=60) == 130
@@ -110,10 +132,12 @@ def test_the_first_interrupt_finishes_what_is_in_flight_and_the_run_resumes(proj
     assert points(project) == Counter({(i, n): 1 for i in IMPLS for n in SEQLENS})
 
 
-def test_the_second_interrupt_stops_at_once_and_leaves_whole_lines(project: Path) -> None:
+def test_the_second_interrupt_stops_at_once_and_leaves_whole_lines(
+    project: Path, start: Start
+) -> None:
     suite = project / "tiny.toml"
-    suite.write_text(suite.read_text().replace("max_s = 0.3", "max_s = 60"))
-    run = start(project)
+    suite.write_text(suite.read_text().replace("max_s = 0.2", "max_s = 60"))
+    run = start()
     deadline = time.monotonic() + 60
     while not (run.poll() is not None or children_of(run.pid)):
         time.sleep(0.01)
@@ -172,9 +196,9 @@ def test_a_resumed_run_has_the_page_of_an_uninterrupted_one(project: Path) -> No
 
 
 def test_the_worker_killed_from_outside_costs_one_point_and_the_sweep_goes_on(
-    project: Path,
+    project: Path, start: Start
 ) -> None:
-    run = start(project)
+    run = start()
     wait_for_lines(project, 1, run)
     (worker,) = children_of(run.pid)
     os.kill(worker, signal.SIGKILL)

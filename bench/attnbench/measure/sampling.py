@@ -49,6 +49,7 @@ class Taken:
     warmup_s: float = 0.0
     rounds: list[list[float]] = field(default_factory=list)
     spent_s: float = 0.0
+    next_look: int = 0  # rounds before the interval is worked out again
 
     @property
     def interval(self) -> Interval:
@@ -94,9 +95,16 @@ def sample(
 
 
 def _is_done(taken: Taken, budget: Budget) -> bool:
-    if len(taken.rounds) < budget.min_rounds:
+    rounds = len(taken.rounds)
+    if rounds < budget.min_rounds:
         return False
-    return taken.spent_s >= budget.max_s or taken.is_precise(budget)
+    if taken.spent_s >= budget.max_s:
+        return True
+    if rounds < taken.next_look:
+        return False
+    # The interval costs more the more rounds there are: look after ever more of them.
+    taken.next_look = rounds + 1 + rounds // 4
+    return taken.is_precise(budget)
 
 
 def _warm_up(call: Call, clock: Clock, budget: Budget) -> Taken:
