@@ -138,7 +138,8 @@ def _git() -> dict[str, Any] | None:
 
     try:
         commit = git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))} if commit else None
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": commit, "dirty": bool(changed)} if commit else None
     except (OSError, subprocess.TimeoutExpired):
         return None
 
