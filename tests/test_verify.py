@@ -222,6 +222,19 @@ def test_limits_are_twice_the_textbook_plus_a_floor_that_is_small(dtype: str) ->
         assert allowed.max_abs < 0.2 * float(standard.truth.abs().max())
 
 
+def test_limits_are_wider_where_the_dtype_does_not_resolve_the_tensor() -> None:
+    problem = of(dtype="bfloat16", inputs="peaky", head_dim=64, seqlen=128)
+    standards = make_yardstick(problem, make_inputs(problem, seed=0)).standards
+    lost, kept = standards["dq"], standards["dv"]
+    assert lost.textbook.rel_l2 is not None
+    assert lost.allowed.rel_l2 is not None
+    assert kept.textbook.rel_l2 is not None
+    assert kept.allowed.rel_l2 is not None
+    assert lost.textbook.rel_l2 > 0.1 > 10 * kept.textbook.rel_l2
+    assert lost.allowed.rel_l2 >= 4 * lost.textbook.rel_l2
+    assert kept.allowed.rel_l2 < 0.01
+
+
 def test_limits_follow_the_scale_of_the_reference() -> None:
     """Values a thousand times smaller get a tolerance a thousand times smaller."""
     problem = of(direction="forward")

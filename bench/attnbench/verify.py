@@ -11,7 +11,9 @@ and not rounded. The floor follows the reference's own scale: at seqlen 16k the 
 N(0, 1) inputs has a standard deviation of 0.013, where a fixed tolerance passes anything.
 
 For gradients the textbook's error is the larger of two: of what autograd computes, and of
-what a fused kernel can compute that keeps no weights (see ``oracle.textbook``).
+what a fused kernel can compute that keeps no weights (see ``oracle.textbook``). Where that
+is a tenth of the tensor or more, as for 16-bit dq and dk of a nearly one-hot softmax, the
+dtype does not resolve the tensor, a few elements decide, and 4 × is allowed.
 
 The floor is there for shapes at which the textbook is exact by luck, and for what every
 fused kernel has to do. It is the sum of
@@ -55,6 +57,8 @@ from attnbench.problem import Problem
 from attnbench.record import TensorAccuracy, finite
 
 _TIMES_TEXTBOOK = 2.0
+_TIMES_LOST = 4.0  # where the textbook itself is off by a tenth, a few elements decide
+_LOST = 0.1
 _TIMES_ROW = 8.0  # finds rows that are wrong, not rows that are imprecise
 _EXP_ULPS = 20
 _ZERO = 1e4 * torch.finfo(torch.float64).eps  # smaller than this share of its terms is zero
@@ -190,10 +194,11 @@ def _standard(
     each = [_errors(truth, (x.double() - truth).abs(), is_zero) for x in plain]
     own = functools.reduce(Errors.larger, each)
     floor = (2 * eps + weights) * largest + noise + eps * cancelling.rounding
-    allowed = Errors(_TIMES_TEXTBOOK * own.max_abs + floor, None, None)
+    times = _TIMES_LOST if (own.rel_l2 or 0.0) > _LOST else _TIMES_TEXTBOOK
+    allowed = Errors(times * own.max_abs + floor, None, None)
     if own.rel_l2 is not None and own.row_rel is not None:
         few = 1 + 4 / math.sqrt(truth.numel() / truth.shape[-1])
-        rel_l2 = _TIMES_TEXTBOOK * own.rel_l2 + few * eps / 4 + weights + noise * root / norm
+        rel_l2 = times * own.rel_l2 + few * eps / 4 + weights + noise * root / norm
         row_rel = _TIMES_ROW * (own.row_rel + eps + weights) + noise / (ROW_FLOOR * largest)
         allowed = Errors(allowed.max_abs, rel_l2, row_rel if row_rel < 1 else None)
     return Standard(truth, is_zero, own, allowed)
