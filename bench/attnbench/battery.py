@@ -18,6 +18,7 @@ import torch
 from attnbench import checks
 from attnbench.attention import Attention, Unsupported
 from attnbench.checks import Trial, Wrong
+from attnbench.errors import in_words, message
 from attnbench.execution import WrongOutput
 from attnbench.problem import Problem
 from attnbench.record import TensorAccuracy
@@ -63,12 +64,11 @@ def run_case(implementation: Attention, case: Case, device: torch.device) -> Cas
         trial = Trial(implementation, case.problem, device)
         case.check(trial)
     except Unsupported as refusal:
-        return CaseResult(case, "unsupported", str(refusal) or "no reason given")
+        return CaseResult(case, "unsupported", message(refusal) or "no reason given")
     except (Wrong, WrongOutput) as fault:
         return CaseResult(case, "incorrect", str(fault), trial.accuracy if trial else {})
-    except Exception as error:
-        text = next(iter(str(error).splitlines()), "")
-        return CaseResult(case, "error", f"{type(error).__name__}: {text}".rstrip(": "))
+    except BaseException as error:  # SystemExit too: the battery runs where no user can press keys
+        return CaseResult(case, "error", in_words(error))
     return CaseResult(case, "ok", trial.note, trial.accuracy)
 
 

@@ -12,15 +12,16 @@ import gc
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from attnbench import registry
+from attnbench.errors import message
 from attnbench.execution import Execution
 from attnbench.failure import Failed, classify
-from attnbench.guard import Guard
+from attnbench.guard import Guard, Meddling
 from attnbench.inputs import Inputs, make_inputs
 from attnbench.measure.clock import clock_for
 from attnbench.measure.memory import peak_memory
@@ -287,13 +288,18 @@ def run_battery(task: dict[str, Any], send: Send) -> None:
 
     (told,) = task["contenders"]
     device = torch.device(task["device"])
-    implementation = _make(told)
+    send("step", who="import", phase="import")
+    implementation, guard = _make(told), Guard()
     for case in CASES:
         wanted = not task["only"] or any(fnmatch.fnmatch(case.name, g) for g in task["only"])
         if case.name in task["skip"] or not wanted:
             continue
         send("step", who=case.name, phase="battery")
         result = run_case(implementation, case, device)
+        try:
+            guard.check()
+        except Meddling as fault:
+            result = replace(result, status="error", reason=message(fault))
         send(
             "case",
             who=case.name,
