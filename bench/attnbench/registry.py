@@ -152,6 +152,11 @@ def load(entry: Entry) -> type[plugin.Attention]:
     raise plugin.Unsupported(f"{entry.file} no longer registers {entry.name!r}")
 
 
+def make(told: dict[str, Any]) -> plugin.Attention:
+    """The implementation that a worker's task names, with its options."""
+    return load(Entry.from_json(told["entry"]))(**told["options"])
+
+
 def blame(source: Source, reason: str) -> Entry:
     """The unavailable entry for a source that could not be imported at all."""
     return Entry(source.stem, source, source.path or source.entry_point, 0, reason)

@@ -94,7 +94,7 @@ def _environment(task: dict[str, Any], send: Send) -> None:
 
 
 def _probe(task: dict[str, Any], send: Send) -> None:
-    from attnbench.workgroup import probe
+    from attnbench.inquiry import probe
 
     probe(task, send)
 
@@ -106,9 +106,9 @@ def _measure(task: dict[str, Any], send: Send) -> None:
 
 
 def _battery(task: dict[str, Any], send: Send) -> None:
-    from attnbench.workgroup import run_battery
+    from attnbench.inquiry import battery
 
-    run_battery(task, send)
+    battery(task, send)
 
 
 _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {

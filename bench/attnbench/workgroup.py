@@ -7,26 +7,24 @@ then measure memory. A contender that fails drops out with its status, the other
 
 from __future__ import annotations
 
-import fnmatch
 import gc
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from attnbench import registry
-from attnbench.errors import message
+from attnbench.attention import Attention
 from attnbench.execution import Execution
 from attnbench.failure import Failed, classify
-from attnbench.guard import Guard, Meddling
+from attnbench.guard import Guard
 from attnbench.inputs import Inputs, make_inputs
 from attnbench.measure.clock import clock_for
 from attnbench.measure.memory import peak_memory
 from attnbench.measure.sampling import Budget, Taken, sample
-from attnbench.plugin import Attention
 from attnbench.problem import Problem
 from attnbench.record import Memory, Samples, TensorAccuracy
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
@@ -82,7 +80,7 @@ class Group:
     def _build_and_verify(self, told: dict[str, Any], inputs: Inputs) -> None:
         started = time.perf_counter()
         self._step(told["key"], "import")
-        contender = Contender(told["key"], _make(told))
+        contender = Contender(told["key"], registry.make(told))
         self._step(contender.key, "build")
         contender.execution = Execution(
             contender.implementation, self.problem, self.device, self.seed
@@ -265,53 +263,6 @@ def _tidy() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def probe(task: dict[str, Any], send: Send) -> None:
-    """Say for each entry whether it can do a problem here, without running it."""
-    problem = Problem.from_json(task["problem"])
-    for told in task["contenders"]:
-        send("step", who=told["key"], phase="probe")
-        reason, guard = None, Guard()
-        try:
-            Execution(_make(told), problem, torch.device(task["device"]))
-            guard.check()
-        except BaseException as error:
-            reason = classify(error).reason
-            guard.restore()
-        send("probed", who=told["key"], reason=reason)
-
-
-def run_battery(task: dict[str, Any], send: Send) -> None:
-    """Run the conformance battery over one implementation, case by case."""
-    from attnbench.battery import CASES, run_case
-
-    (told,) = task["contenders"]
-    device = torch.device(task["device"])
-    send("step", who="import", phase="import")
-    implementation, guard = _make(told), Guard()
-    for case in CASES:
-        wanted = not task["only"] or any(fnmatch.fnmatch(case.name, g) for g in task["only"])
-        if case.name in task["skip"] or not wanted:
-            continue
-        send("step", who=case.name, phase="battery")
-        result = run_case(implementation, case, device)
-        try:
-            guard.check()
-        except Meddling as fault:
-            result = replace(result, status="error", reason=message(fault))
-        send(
-            "case",
-            who=case.name,
-            status=result.status,
-            reason=result.reason,
-            accuracy={name: a.model_dump() for name, a in result.accuracy.items()},
-        )
-
-
-def _make(told: dict[str, Any]) -> Attention:
-    entry = registry.Entry.from_json(told["entry"])
-    return registry.load(entry)(**told["options"])
 
 
 def _worse(

@@ -59,7 +59,7 @@ class WhileTimed(Attention):
 class InInit(Attention):
     def __init__(self, **options):
         super().__init__(**options)
-        if "workgroup" in " ".join(sys.modules):  # not while it is looked for
+        if {"attnbench.workgroup", "attnbench.inquiry"} & set(sys.modules):  # not while looked for
             os.abort()
 
     def build(self, problem, device):
