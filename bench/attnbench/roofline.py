@@ -126,6 +126,7 @@ def place(
     is_exact: bool = True,
     is_cold: bool = False,
     clock_mhz: float | None = None,
+    tolerance: float = 1.0,
 ) -> Place:
     """Set a time beside the ceilings of its device.
 
@@ -138,6 +139,7 @@ def place(
             so that only their own ``flops`` on the fastest unit of all is a limit.
         is_cold: the call began with its inputs out of the caches.
         clock_mhz: highest clock of the device during the measurement, if known.
+        tolerance: how many times too low the ceilings may be, before a time is implausible.
 
     Raises:
         ValueError: ``seconds`` is not positive.
@@ -153,15 +155,35 @@ def place(
         why = ceilings.absent.get(problem.dtype, "no ceiling was measured for this dtype")
         return replace(bare, absent=why)
     highest = max(roofs, key=lambda roof: roof.share)
-    faults = [_too_many_flops(problem, seconds, ceilings, flops, is_exact, clock_mhz)]
+    fair_s = seconds * tolerance
+    faults = [_too_many_flops(problem, fair_s, ceilings, flops, is_exact, clock_mhz)]
     if is_exact:
-        faults.append(_too_many_bytes(problem, seconds, ceilings))
+        faults.append(_too_many_bytes(problem, fair_s, ceilings))
     return replace(
         bare,
         bound=highest.bound,
         roof=highest.name,
         share=highest.share,
         implausible="; ".join(fault for fault in faults if fault) or None,
+    )
+
+
+def best_of(one: Ceilings, other: Ceilings) -> Ceilings:
+    """Each ceiling from the measurement in which it was higher, and the larger cache."""
+
+    def best(a: Mapping[str, Rate], b: Mapping[str, Rate]) -> dict[str, Rate]:
+        both = {**a, **b}
+        return {
+            name: max((m[name] for m in (a, b) if name in m), key=lambda r: r.best) for name in both
+        }
+
+    caches = [c.cache_bytes for c in (one, other)]
+    known = [size for size in caches if size is not None]
+    return replace(
+        other,
+        bandwidth=best(one.bandwidth, other.bandwidth),
+        matmul=best(one.matmul, other.matmul),
+        cache_bytes=max(known) if len(known) == len(caches) else None,
     )
 
 

@@ -23,10 +23,11 @@ from dataclasses import dataclass, field
 import torch
 
 from attnbench.errors import in_words
-from attnbench.measure.clock import Call, Clock
 from attnbench.measure.telemetry_gpu import GpuProbe
 from attnbench.roofline import Ceilings, Rate
 from attnbench.stats import median_interval
+
+Call = Callable[[], None]
 
 DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16", "float8_e4m3fn")
 
@@ -57,7 +58,6 @@ class _Contest:
 
 def measure_ceilings(
     device: torch.device,
-    clock: Clock,
     *,
     dtypes: tuple[str, ...] = DTYPES,
     budget_s: float = 6.0,
@@ -67,7 +67,6 @@ def measure_ceilings(
 
     Args:
         device: cpu or cuda:N, with nobody else at work on it.
-        clock: of the device.
         dtypes: units to try, of :data:`DTYPES`; what torch cannot do here is absent with
             torch's reason.
         budget_s: when this is spent, fewer shapes are tried and fewer rounds taken.
@@ -75,11 +74,11 @@ def measure_ceilings(
     """
     start = time.perf_counter()
     absent: dict[str, str] = {}
-    copies, cache_bytes = _memory_contests(device, clock, absent)
+    copies, cache_bytes = _memory_contests(device, absent, until=start + budget_s / 2)
     products: dict[str, _Contest] = {}
     for name in dtypes:
         try:
-            products[name] = _best_product(name, device, clock, until=start + budget_s / 2)
+            products[name] = _best_product(name, device, until=start + 0.75 * budget_s)
         except Exception as error:  # each dtype fails in its own way
             absent[name] = in_words(error)
     contests = [*copies.values(), *products.values()]
@@ -87,7 +86,7 @@ def measure_ceilings(
         if taken >= _FEWEST_ROUNDS and time.perf_counter() - start > budget_s:
             break
         for contest in contests:
-            _take_round(contest, clock, device, read_clock_mhz)
+            _take_round(contest, device, read_clock_mhz)
     return Ceilings(
         bandwidth={name: _rate(contest) for name, contest in copies.items()},
         matmul={name: _rate(contest) for name, contest in products.items()},
@@ -112,21 +111,21 @@ def sm_clock(gpu_uuid: str | None) -> Callable[[], float | None]:
 
 
 def _memory_contests(
-    device: torch.device, clock: Clock, absent: dict[str, str]
+    device: torch.device, absent: dict[str, str], until: float
 ) -> tuple[dict[str, _Contest], int | None]:
     """Copy and read beyond all caches, and the working set from which on they are flat."""
     size = _FIRST_BYTES[device.type]
     limit = min(_LAST_BYTES, _free_bytes(device) * _MEMORY_SHARE)
     contests = _copy_and_read(size, device)
-    rates = _first_rates(contests, clock)
-    while 2 * size <= limit:
+    rates = _first_rates(contests, device)
+    while 2 * size <= limit and time.perf_counter() < until:
         size *= 2
         contests.clear()  # lets go of the smaller buffer first
         contests = _copy_and_read(size, device)
-        last, rates = rates, _first_rates(contests, clock)
+        last, rates = rates, _first_rates(contests, device)
         if all(abs(rates[name] / last[name] - 1) <= _FLAT for name in rates):
             return contests, size // 2
-    absent["cache_bytes"] = f"the bandwidth still changes at {size / 2**20:.0f} MiB"
+    absent["cache_bytes"] = f"the bandwidth still changed at {size / 2**20:.0f} MiB"
     return contests, None
 
 
@@ -147,8 +146,8 @@ def _copy_and_read(size: int, device: torch.device) -> dict[str, _Contest]:
     }
 
 
-def _first_rates(contests: Mapping[str, _Contest], clock: Clock) -> dict[str, float]:
-    return {name: c.work / _size_burst(c, clock) for name, c in contests.items()}
+def _first_rates(contests: Mapping[str, _Contest], device: torch.device) -> dict[str, float]:
+    return {name: c.work / _size_burst(c, device) for name, c in contests.items()}
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -162,7 +161,7 @@ def _free_bytes(device: torch.device) -> int:
 # ---- products --------------------------------------------------------------------------
 
 
-def _best_product(name: str, device: torch.device, clock: Clock, until: float) -> _Contest:
+def _best_product(name: str, device: torch.device, until: float) -> _Contest:
     """The fastest shape and layout of a square product; larger ones while there is time.
 
     Raises:
@@ -184,7 +183,7 @@ def _best_product(name: str, device: torch.device, clock: Clock, until: float) -
                 is_tf32=name == "tf32",
             )
             with _tf32(contest.is_tf32, device):
-                one_s = _size_burst(contest, clock)
+                one_s = _size_burst(contest, device)
             if best is None or contest.work / one_s > best[0]:
                 best = contest.work / one_s, contest
     assert best is not None
@@ -237,24 +236,37 @@ def _tf32(is_on: bool, device: torch.device) -> Iterator[None]:
 # ---- taking the figures ----------------------------------------------------------------
 
 
-def _size_burst(contest: _Contest, clock: Clock) -> float:
+def _size_burst(contest: _Contest, device: torch.device) -> float:
     """Settle how many calls and samples there are in a round; return seconds of a call."""
     contest.call()  # the first one may compile
-    clock.synchronize()
-    one_s = clock.time(contest.call, 1)
+    one_s = _seconds(contest.call, 1, device)
     contest.calls = max(1, math.ceil(_BURST_S / one_s))
     contest.samples = max(1, min(_SAMPLES, int(_LONGEST_S / 2 / (one_s * contest.calls))))
-    return min(clock.time(contest.call, contest.calls) for _ in range(contest.samples))
+    return min(_seconds(contest.call, contest.calls, device) for _ in range(contest.samples))
+
+
+def _seconds(call: Call, calls: int, device: torch.device) -> float:
+    """Seconds a call; a burst is so long that launching and waiting do not show in it."""
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    _synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _take_round(
     contest: _Contest,
-    clock: Clock,
     device: torch.device,
     read_clock_mhz: Callable[[], float | None],
 ) -> None:
     with _tf32(contest.is_tf32, device):
-        seconds = [clock.time(contest.call, contest.calls) for _ in range(contest.samples)]
+        seconds = [_seconds(contest.call, contest.calls, device) for _ in range(contest.samples)]
     contest.rates.append([contest.work / s for s in seconds])
     now_mhz = read_clock_mhz()
     if now_mhz is not None:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attnbench.stats import Interval, median_interval
 
 if TYPE_CHECKING:
-    from attnbench.measure.clock import Call, Clock
     from attnbench.problem import Problem
+
+Call = Callable[[], None]
 
 _LEAST_MOVES = 10  # a counter that grew by fewer of its steps tells nothing
 
@@ -184,16 +185,13 @@ class Energy:
     method: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON for a record."""
+        """Plain JSON, as :class:`attnbench.record.Energy` reads it."""
         net = self.net_j
+        told = {"net_absent": net.reason} if isinstance(net, Absent) else _interval_json("net", net)
         return {
-            "gross_j": _interval_json(self.gross_j),
-            **(
-                {"net_absent": net.reason}
-                if isinstance(net, Absent)
-                else {"net_j": _interval_json(net)}
-            ),
-            "idle_w": _interval_json(self.idle_w),
+            **_interval_json("gross", self.gross_j),
+            **told,
+            "idle_w": self.idle_w.median,
             "power_w": self.power_w,
             "joules": list(self.joules),
             "calls": self.calls,
@@ -241,7 +239,7 @@ def idle_power(
 
 def energy_per_call(
     call: Call,
-    clock: Clock,
+    synchronize: Call,
     meter: Meter | Absent,
     idle_w: Interval | Absent,
     *,
@@ -255,7 +253,7 @@ def energy_per_call(
 
     Args:
         call: what is measured; it must have been warmed up.
-        clock: of the device, to wait for its end.
+        synchronize: waits until the device has finished everything.
         meter, idle_w: from :func:`meter_for` and :func:`idle_power`.
         seconds: of each loop, at least 20 periods of the meter.
         repeats: loops, at least five.
@@ -272,7 +270,7 @@ def energy_per_call(
     if isinstance(idle_w, Absent):
         return idle_w
     seconds = max(seconds, 20 * meter.period_s)
-    one_s = _seconds_a_call(call, clock, timer)
+    one_s = _seconds_a_call(call, synchronize, timer)
     calls = max(1, math.ceil(seconds / one_s))
     if repeats * calls * one_s > max_s:
         return Absent(f"{repeats} loops of {calls} calls would take longer than {max_s:g} s")
@@ -280,11 +278,11 @@ def energy_per_call(
     joules, durations = [], []
     try:
         for _ in range(repeats):
-            _at_work(call, clock, timer, meter.period_s * (1 + phase.random()))
+            _at_work(call, synchronize, timer, meter.period_s * (1 + phase.random()))
             start, before_j = timer.now(), meter.read_j()
             for _ in range(calls):
                 call()
-            clock.synchronize()
+            synchronize()
             joules.append(meter.read_j() - before_j)
             durations.append(timer.now() - start)
     except MeterFault as fault:
@@ -299,27 +297,27 @@ def joules_per_token(joules: float, problem: Problem) -> float:
     return joules / (problem.batch * problem.seqlen_q)
 
 
-def _seconds_a_call(call: Call, clock: Clock, timer: Time, least_s: float = 0.2) -> float:
+def _seconds_a_call(call: Call, synchronize: Call, timer: Time, least_s: float = 0.2) -> float:
     """Seconds of a call in a loop, not one by one: a queue hides the cost of launching."""
     calls = 1
     while True:
-        clock.synchronize()
+        synchronize()
         start = timer.now()
         for _ in range(calls):
             call()
-        clock.synchronize()
+        synchronize()
         spent_s = timer.now() - start
         if spent_s >= least_s:
             return spent_s / calls
         calls *= 2
 
 
-def _at_work(call: Call, clock: Clock, timer: Time, seconds: float) -> None:
+def _at_work(call: Call, synchronize: Call, timer: Time, seconds: float) -> None:
     """Keep the device at work for a while, so that a loop begins in its steady state."""
     start = timer.now()
     while timer.now() - start < seconds:
         call()
-        clock.synchronize()
+        synchronize()
 
 
 def _energy(
@@ -349,5 +347,9 @@ def _domain_name(domain: Path) -> str:
         return ""
 
 
-def _interval_json(interval: Interval) -> dict[str, float]:
-    return {"median": interval.median, "low": interval.low, "high": interval.high}
+def _interval_json(kind: str, interval: Interval) -> dict[str, float]:
+    return {
+        f"{kind}_j": interval.median,
+        f"{kind}_low_j": interval.low,
+        f"{kind}_high_j": interval.high,
+    }

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ _STOP_S = 2.0
 _COOLER_C = 8.0  # below the temperature at which it was throttled: enough to go on
 _QUIET_S = 10.0  # without throttling, where the temperature is not told
 _POLL_S = 0.2
+_BEFORE_S = 60.0  # samples from before a window that counters and rare looks need
 
 
 class Sampler:
@@ -79,18 +81,29 @@ class Sampler:
             self._process.stdin.write(json.dumps({"watch": worker_pid}).encode() + b"\n")
             self._process.stdin.flush()
 
-    def samples(self) -> list[Sample]:
-        """The samples so far, at most an hour's."""
+    def samples(self, since: float = -math.inf) -> list[Sample]:
+        """The samples taken since a time, at most an hour's."""
+        found = []
         with self._lock:
-            return list(self._samples)
+            for sample in reversed(self._samples):
+                if sample.t < since:
+                    break
+                found.append(sample)
+        return found[::-1]
 
     def window(self, t0: float, t1: float) -> dict[str, Any]:
         """Figures and verdict between two times; see :func:`telemetry_summary.summarise`."""
-        return summarise(self.samples(), t0, t1, self.device, self._reasons())
+        return summarise(self.samples(t0 - _BEFORE_S), t0, t1, self.device, self._reasons())
 
     def strip(self, t0: float, t1: float, points: int = 60) -> dict[str, Any]:
         """A thinned series to draw; see :func:`telemetry_summary.strip`."""
-        return strip(self.samples(), t0, t1, points)
+        return strip(self.samples(t0), t0, t1, points)
+
+    def wait_for(self, t: float, limit_s: float = 1.0) -> None:
+        """Wait until a sample was taken at ``t`` or later, but not for long."""
+        end = time.monotonic() + limit_s
+        while not self.samples(t) and time.monotonic() < end and self._process.poll() is None:
+            time.sleep(_POLL_S / 10)
 
     def until_cool(self, limit_s: float = 60.0) -> float:
         """Wait until the GPU has cooled down after throttling, but not for ever.
@@ -132,6 +145,8 @@ class Sampler:
     def _receive(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            if not line.endswith(b"\n"):
+                return  # it was killed in the middle of a line
             told = json.loads(line)
             with self._lock:
                 self._absent = told.pop("absent", self._absent)

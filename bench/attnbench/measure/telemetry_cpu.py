@@ -17,6 +17,7 @@ _MOST_CORES_READ = 8  # clocks read a sample; each is a file
 _MOST_THREADS_READ = 64  # looked at to learn which cores the worker may use
 _BUSY_SHARE = 0.5  # of what the busiest core does; the clock of one that does less tells nothing
 _LEAST_OFFENCE = 0.02  # of a core; processes that use less are not named
+_FROM_PROC_STAT = ("others_cores", "busy_cores", "steal_cores")
 _SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
 
 
@@ -74,7 +75,8 @@ class CpuProbe:
         self._worker = pid
         self.tree = frozenset() if pid is None else frozenset({pid})
         self._last_worker_s = self._last_wait_s = None
-        self.scan()
+        if pid is not None:
+            self._look_at_worker(self._processes())
 
     def read(self) -> None:
         """Look at what changes fast: processor time, clocks."""
@@ -88,10 +90,15 @@ class CpuProbe:
         """Look at what costs more: all processes, temperature, load, throttle events."""
         processes = {p.pid: p for p in self._processes()}
         if self._worker is not None:
-            self.tree = frozenset(_tree(self._worker, processes.values()))
-            self._allowed = self._cores_allowed()
+            self._look_at_worker(processes.values())
         self._find_offenders(processes)
         self._read_slow_gauges()
+
+    def _look_at_worker(self, processes: Iterable[_Process]) -> None:
+        """Which processes are the worker's, and where they may run."""
+        assert self._worker is not None
+        self.tree = frozenset(_tree(self._worker, processes))
+        self._allowed = self._cores_allowed()
 
     # ---- processor time --------------------------------------------------------------
 
@@ -122,18 +129,23 @@ class CpuProbe:
 
     def _core_seconds(self) -> dict[int, tuple[float, float]] | None:
         """Seconds each core was busy, and seconds the hypervisor took, since it booted."""
-        text = self._text(f"{self._proc}/stat", "others_cores", "busy_cores", "steal_cores")
+        text = self._text(f"{self._proc}/stat", *_FROM_PROC_STAT)
         if text is None:
             return None
-        cores = {}
+        cores, is_counted = {}, False
         for line in text.splitlines():
             name, *numbers = line.split()
             if not name.startswith("cpu"):
                 break
             if name != "cpu":
-                user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, numbers[:8])
+                user, nice, system, idle, _iowait, irq, softirq, steal = map(int, numbers[:8])
                 ticks = user + nice + system + irq + softirq
+                is_counted = is_counted or ticks + idle > 0
                 cores[int(name[3:])] = (ticks * self._tick_s, steal * self._tick_s)
+        if not is_counted:  # gVisor shows nothing but zeros
+            why = f"{self._proc}/stat counts nothing here"
+            self.absent.update(dict.fromkeys(_FROM_PROC_STAT, why))
+            return None
         return cores
 
     def _cores_used(self, known: Iterable[int] | None = None) -> frozenset[int]:
@@ -159,8 +171,11 @@ class CpuProbe:
     def _add_wait(self) -> None:
         """How long the worker's main thread was ready to run, but had no core."""
         text = self._text(f"{self._proc}/{self._worker}/schedstat", "wait_share")
-        fields = (text or "").split()
-        if len(fields) < 2:
+        if text is None:
+            return
+        fields = text.split()
+        if len(fields) < 2 or fields[0] == "0":
+            self.absent["wait_share"] = "this kernel does not count how long a process waits"
             return
         wait_s = int(fields[1]) / 1e9
         if self._last_wait_s is not None:
