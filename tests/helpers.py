@@ -22,6 +22,7 @@ max_s = 0.02
 min_rounds = 2
 samples = 2
 warmup_s = 0.0
+ceilings_s = 0.0
 """
 
 HEALTHY = '''

@@ -48,6 +48,7 @@ min_rounds = 4
 samples = 2
 max_s = 0.02
 warmup_s = 0
+ceilings_s = 0
 """
 IMPLS = """
 import os

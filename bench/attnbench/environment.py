@@ -67,6 +67,12 @@ def machine_name(environment: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def gpu_uuid(environment: dict[str, Any]) -> str | None:
+    """The GPU's name at NVML (``GPU-…``); None without one, or without NVML."""
+    uuid = environment["context"].get("gpu", {}).get("uuid", "")
+    return uuid if uuid.startswith(("GPU-", "MIG-")) else None
+
+
 def save(environment: dict[str, Any], folder: Path) -> str:
     """Write the file (once) and return its address."""
     name = address(environment)

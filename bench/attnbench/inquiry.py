@@ -1,12 +1,13 @@
 """What a worker is asked besides measuring: who can do a problem, and who is right.
 
 ``probe`` builds each contender for one problem without running it; ``battery`` runs the
-conformance cases over one implementation.
+conformance cases over one implementation; ``ceilings`` measures the device itself.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from attnbench.errors import message
 from attnbench.execution import Execution
 from attnbench.failure import classify
 from attnbench.guard import Guard, Meddling
+from attnbench.measure.ceilings import measure_ceilings, sm_clock
 from attnbench.problem import Problem
 
 Send = Callable[..., None]
@@ -62,3 +64,14 @@ def battery(task: dict[str, Any], send: Send) -> None:
             reason=result.reason,
             accuracy={name: a.model_dump() for name, a in result.accuracy.items()},
         )
+
+
+def ceilings(task: dict[str, Any], send: Send) -> None:
+    """Measure what the device can do at most, and say between which times that was."""
+    device, begin = torch.device(task["device"]), time.monotonic()
+    measured = measure_ceilings(
+        device, budget_s=task["budget_s"], read_clock_mhz=sm_clock(task["gpu_uuid"])
+    )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    send("ceilings", ceilings=measured.to_json(), begin=begin, end=time.monotonic())

@@ -7,11 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from attnbench.measure.telemetry import Sampler
 from attnbench.plan import Contender
 from attnbench.process import IMPORT_TIMEOUT_S, Event, Worker, WorkerDied
 from attnbench.registry import Entry, Source, blame, by_name
 
 _PROBE_TIMEOUT_S = 120.0
+_WITHOUT_PLUGINS = ("environment", "ceilings")  # tasks in which no plugin is at work
 
 
 class WorkerPool:
@@ -26,6 +28,19 @@ class WorkerPool:
         self.device = device
         self._project = (project or Path.cwd()).resolve()
         self._worker: Worker | None = None
+        self._is_fresh = True
+        self._sampler: Sampler | None = None
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """Who watches the workers, if anybody does."""
+        return self._sampler
+
+    def watched_by(self, sampler: Sampler) -> None:
+        """Tell a sampler of each worker, from the one there is on."""
+        self._sampler = sampler
+        if self._worker is not None:
+            sampler.watch(self._worker.pid)
 
     def ask(self, task: Event, timeout_s: float) -> Iterable[Event]:
         """See :meth:`Worker.ask`; a worker that died is dropped.
@@ -34,7 +49,10 @@ class WorkerPool:
             WorkerDied: it crashed, was killed or hung.
         """
         if self._worker is None:
-            self._worker = Worker(self.device, self._project)
+            self._worker, self._is_fresh = Worker(self.device, self._project), True
+            if self._sampler is not None:
+                self._sampler.watch(self._worker.pid)
+        self._is_fresh = self._is_fresh and task["do"] in _WITHOUT_PLUGINS
         try:
             for event in self._worker.ask(task, timeout_s):
                 if event["event"] == "failure":
@@ -47,7 +65,7 @@ class WorkerPool:
     @property
     def is_fresh(self) -> bool:
         """Whether the next task will find a worker in which no plugin was ever at work."""
-        return self._worker is None
+        return self._worker is None or self._is_fresh
 
     def drop(self) -> None:
         """Kill the worker; the next task gets a fresh one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from attnbench import environment as environments
+from attnbench.limits import Limits
 from attnbench.plan import Plan, Point
 from attnbench.problem import Problem
 from attnbench.record import Record
@@ -39,8 +41,19 @@ class SuiteRun:
         self._session = session
         self._groups = {point.id: group for group in plan.groups for point in group}
         self._store: Store | None = None
+        self._command = command
+
+    @functools.cached_property
+    def _runner(self) -> Runner:
+        """Made when the first point is asked for: only then is the device measured too."""
+        session, folder = self._session, self.file.parent if self.file is not None else None
+        budget_s = self.plan.suite.measure.ceilings_s
+        limits = Limits(session.pool, session.environment, folder, budget_s)
+        limits.settle()
         address = environments.address(session.environment)
-        self._runner = Runner(plan, session.pool, address, self._keep, command=command)
+        return Runner(
+            self.plan, session.pool, address, self._keep, command=self._command, limits=limits
+        )
 
     def record(self, point_id: str) -> Record:
         """The record of a point. The first of its problem has all that were selected measured."""

@@ -95,6 +95,26 @@ class Memory(_Part):
     method: str = ""
 
 
+class Energy(_Part):
+    """Joules a call, each with the 95 % interval over the loops; see ``measure.power``.
+
+    *Gross* is all that the device used meanwhile, *net* is without its idle power.
+    """
+
+    gross_j: float
+    gross_low_j: float
+    gross_high_j: float
+    net_j: float | None = None
+    net_low_j: float | None = None
+    net_high_j: float | None = None
+    net_absent: str | None = None  # why there is no net figure
+    idle_w: float
+    power_w: float  # mean, during the loops
+    joules: list[float]  # gross joules a call of each loop
+    calls: int  # a loop
+    method: str
+
+
 class TensorAccuracy(_Part):
     """How far one tensor is from the float64 reference, and what was allowed.
 
@@ -141,7 +161,9 @@ class Record(_Part):
     samples: Samples | None = None
     memory: Memory | None = None
     accuracy: dict[str, TensorAccuracy] = {}  # by tensor: out, dq, dk, dv
-    telemetry: dict[str, Any] = {}
+    energy: Energy | None = None
+    energy_absent: str | None = None  # why there is none, though the suite asked for it
+    telemetry: dict[str, Any] = {}  # of the time in which it was sampled; see ``watch.Watch``
     kernels: list[dict[str, Any]] = []
     wall_s: float | None = None
     environment: str  # address of the environment file

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from attnbench import __version__
+from attnbench.limits import Limits, highest_clock
 from attnbench.plan import Plan, Point
 from attnbench.pool import WorkerPool, make_task
 from attnbench.process import Event, WorkerDied
-from attnbench.record import Implementation, Memory, Record, Samples, TensorAccuracy
+from attnbench.record import Energy, Implementation, Memory, Record, Samples, TensorAccuracy
+from attnbench.watch import Watch
 
 _LOG_LIMIT = 4000
 
@@ -65,6 +67,7 @@ class Runner:
         keep: called with each record as soon as the point is finished.
         progress: told what goes on.
         command: beginning of the command line that reproduces a point.
+        limits: the device's ceilings; None where no time is held against them.
     """
 
     plan: Plan
@@ -73,13 +76,17 @@ class Runner:
     keep: Callable[[Record], None]
     progress: Progress = field(default_factory=Quiet)
     command: str = "attnbench run"
+    limits: Limits | None = None
     stop_requested: bool = False
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         # Finding implementations has imported all of them; those that nobody asked for
         # have no business in the process where the others are measured.
-        self.pool.drop()
+        if not self.pool.is_fresh:
+            self.pool.drop()
+        self._watch = Watch(self.pool.sampler)
+        self._suspects: list[tuple[Point, dict[str, Any]]] = []
 
     def run(self) -> Counter[str]:
         """Measure every point that is not done; return how many ended in which status."""
@@ -92,6 +99,7 @@ class Runner:
     def run_group(self, group: Sequence[Point]) -> None:
         """Measure the contenders of one problem, whatever becomes of the worker."""
         self.progress.group_begins(group)
+        self._watch.group_begins()
         usable: dict[str, Point] = {}
         for point in group:
             entry = point.contender.entry
@@ -124,8 +132,10 @@ class Runner:
             **make_task("measure", [p.contender for p in todo.values()], self.pool.device),
             "problem": problem.to_json(),
             "seed": suite.verify.seed,
-            "budget": suite.measure.model_dump(exclude={"timeout_s"}),
+            "budget": suite.measure.budget,
+            "energy_s": suite.measure.energy_s,
         }
+        self._watch.attempt_begins()
         at_work: str | None = None
         is_clean = self.pool.is_fresh  # no plugin was at work in that process yet
         try:
@@ -134,6 +144,8 @@ class Runner:
                     at_work = event["who"]
                     is_clean = is_clean and at_work is None
                     self.progress.step(at_work, event["phase"])
+                elif event["event"] == "sampled":
+                    self._watch.sampled(event["begin"], event["end"])
                 elif event["event"] == "result":
                     self._take(event, todo, alone)
         except WorkerDied as death:
@@ -142,17 +154,50 @@ class Runner:
             elif at_work in todo:
                 self._bury(death, at_work, todo, alone)
         else:
-            for point in todo.values():  # cannot happen; never lose a point silently
-                self._finish(point, status="error", reason="the worker gave no result")
-            todo.clear()
+            if not self._watch.is_spoilt:
+                for point in todo.values():  # cannot happen; never lose a point silently
+                    self._finish(point, status="error", reason="the worker gave no result")
+                todo.clear()
+        self._judge_suspects()
 
     def _take(self, event: Event, todo: dict[str, Point], alone: Alone) -> None:
+        if event["status"] == "ok":
+            event["telemetry"] = self._watch.look()
+            if self._watch.is_spoilt:
+                return  # it stays in todo, and is timed again
         point = todo.pop(event["who"])
         if event["status"] == "oom" and not event["alone"] and alone is not None:
             alone[event["who"]] = point
             return
         told = {k: v for k, v in event.items() if k not in ("event", "who", "alone")}
-        self._finish(point, **told)
+        if self._fault(point, told):
+            self._suspects.append((point, told))
+        else:
+            self._finish(point, **told)
+
+    def _fault(self, point: Point, told: dict[str, Any]) -> str | None:
+        """What is wrong with a time that nothing on this device could take."""
+        if self.limits is None or told["status"] != "ok":
+            return None
+        return self.limits.fault(
+            point.problem,
+            Samples.model_validate(told["samples"]),
+            is_exact=point.contender.entry.kind == "exact",
+            clock_mhz=highest_clock(told["telemetry"]),
+        )
+
+    def _judge_suspects(self) -> None:
+        """Times that beat the ceilings: measure those again, and believe them or not."""
+        suspects, self._suspects = self._suspects, []
+        if suspects and self.limits is not None:
+            self.limits.measure_again()
+            self.environment = self.limits.save()
+        for point, told in suspects:
+            fault = self._fault(point, told)
+            if fault is None:
+                self._finish(point, **told)
+            else:
+                self._finish(point, status="error", reason=fault, telemetry=told["telemetry"])
 
     def _bury(self, death: WorkerDied, at_work: str, todo: dict[str, Point], alone: Alone) -> None:
         """Blame the contender at work."""
@@ -221,6 +266,9 @@ class Runner:
                 name: TensorAccuracy.model_validate(a)
                 for name, a in told.get("accuracy", {}).items()
             },
+            energy=Energy.model_validate(told["energy"]) if told.get("energy") else None,
+            energy_absent=told.get("energy_absent"),
+            telemetry=told.get("telemetry", {}),
             wall_s=told.get("wall_s"),
             environment=self.environment,
             command=f"{self.command} --impls {shlex.quote(point.contender.spec)} "

@@ -18,6 +18,7 @@ from attnbench import pool as pools
 from attnbench import store
 from attnbench.errors import UserError
 from attnbench.lock import device_lock
+from attnbench.measure.telemetry import Sampler
 from attnbench.plan import Plan, choose, make_plan
 from attnbench.process import IMPORT_TIMEOUT_S
 from attnbench.registry import Entry
@@ -83,7 +84,7 @@ def open_session(
         project: the user's project; None is the current folder.
         device: ``auto`` (a GPU if torch can use one), ``cpu``, ``cuda`` or ``cuda:N``.
         impls_dirs: further folders of implementations.
-        lock: whether to hold the device; not needed only to look.
+        lock: whether to hold the device and watch it; not needed only to look.
         import_timeout_s: longest time a plugin may take to be imported.
 
     Raises:
@@ -104,6 +105,8 @@ def open_session(
         if lock:
             gpu = known["context"].get("gpu", {})
             stack.enter_context(device_lock(pool.device, gpu.get("uuid")))
+            sampler = Sampler(pool.device, gpu_uuid=environments.gpu_uuid(known))
+            pool.watched_by(stack.enter_context(sampler))
         entries = pools.discover(pool, folder, impls_dirs, import_timeout_s)
         yield Session(folder, pool.device, pool, entries, known)
 

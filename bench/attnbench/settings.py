@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class Measure(BaseModel):
@@ -16,6 +19,10 @@ class Measure(BaseModel):
         max_s: time for the rounds of one implementation; then ``converged`` is false.
         timeout_s: longest single step (a build, a verification, a round) before the
             worker is taken to hang and is killed.
+        energy_s: loops of each implementation for its energy, about ten seconds to be of
+            use; 0 does not measure it.
+        ceilings_s: for the device's ceilings, once a week and environment; 0 does not
+            measure them, and no point gets a share of the roofline.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -26,6 +33,20 @@ class Measure(BaseModel):
     warmup_s: float = Field(0.1, ge=0)
     max_s: float = Field(1.0, gt=0)
     timeout_s: float = Field(120.0, gt=0)
+    energy_s: float = Field(0.0, ge=0)
+    ceilings_s: float = Field(4.0, ge=0)
+
+    @field_validator("energy_s")
+    @classmethod
+    def _fits(cls, energy_s: float, others: ValidationInfo) -> float:
+        if 3 * energy_s > others.data.get("timeout_s", math.inf):
+            raise ValueError(f"needs a timeout_s of {3 * energy_s:g} or more")
+        return energy_s
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What the sampling of each implementation is bound by."""
+        return self.model_dump(exclude={"timeout_s", "energy_s", "ceilings_s"})
 
 
 class Verify(BaseModel):

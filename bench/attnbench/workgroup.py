@@ -2,7 +2,8 @@
 
 The order is fixed: build and verify each on one set of inputs; then load new contents into
 the same memory, time in interleaved rounds, and verify what the last timed call returned;
-then measure memory. A contender that fails drops out with its status, the others go on.
+then measure memory, and energy where it is asked for. A contender that fails drops out with
+its status, the others go on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from attnbench.failure import Failed, classify
 from attnbench.guard import Guard
 from attnbench.inputs import Inputs, make_inputs
 from attnbench.measure.clock import clock_for
+from attnbench.measure.energy import EnergyMeter
 from attnbench.measure.memory import peak_memory
 from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.problem import Problem
@@ -30,6 +32,8 @@ from attnbench.record import Memory, Samples, TensorAccuracy
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
 
 Send = Callable[..., None]
+
+_now = time.monotonic  # bound at import: a plugin that patches time changes nothing
 
 
 @dataclass
@@ -63,6 +67,8 @@ class Group:
         self._guard = Guard()
         self._yardsticks: dict[int, Yardstick] = {}
         self._ready: dict[str, Contender] = {}
+        self._energy_s: float = task["energy_s"]
+        self._energy_meter: EnergyMeter | None = None
 
     def run(self) -> None:
         """Measure every contender; send a ``result`` for each."""
@@ -121,7 +127,18 @@ class Group:
         contender.running.forget()
         memory = peak_memory(contender.running.step, self.device)
         self._guard.check()
-        self._succeed(contender, taken[key], clock, memory)
+        self._succeed(contender, taken[key], clock, memory, self._measure_energy(contender))
+
+    def _measure_energy(self, contender: Contender) -> dict[str, Any]:
+        """Fields of the result, where the suite asks for energy."""
+        if not self._energy_s:
+            return {}
+        self._step(contender.key, "energy")
+        if self._energy_meter is None:
+            self._energy_meter = EnergyMeter(self.device, self._energy_s)
+        told = self._energy_meter.measure(contender.running.step)
+        self._guard.check()
+        return told
 
     def _sample_survivors(self, clock: Any) -> dict[str, Taken]:
         """Sample everybody; one that fails while timed drops out and the rest start again."""
@@ -135,9 +152,11 @@ class Group:
                 self._step(key, phase)
 
             calls = {key: c.running.step for key, c in self._ready.items()}
+            begin = _now()
             try:
                 taken = sample(calls, clock, self.budget, self.seed, announce)
                 self._guard.check()
+                self._send("sampled", begin=begin, end=_now())
                 return taken
             except BaseException as error:
                 failed = classify(error)
@@ -219,7 +238,14 @@ class Group:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
-    def _succeed(self, contender: Contender, taken: Taken, clock: str, memory: Memory) -> None:
+    def _succeed(
+        self,
+        contender: Contender,
+        taken: Taken,
+        clock: str,
+        memory: Memory,
+        energy: dict[str, Any],
+    ) -> None:
         interval = taken.interval
         samples = Samples(
             clock=clock,
@@ -237,6 +263,7 @@ class Group:
             status="ok",
             samples=samples.model_dump(),
             memory=memory.model_dump(),
+            **energy,
             accuracy={name: a.model_dump() for name, a in contender.accuracy.items()},
             wall_s=contender.wall_s + taken.warmup_s + taken.spent_s,
         )

@@ -13,16 +13,17 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
-from attnbench import environment as environments
 from attnbench import store
 from attnbench.commands import render
 from attnbench.errors import UserError
+from attnbench.limits import Limits
 from attnbench.plan import Plan, parse_shard
 from attnbench.progress import Display, duration
-from attnbench.record import STATUSES
+from attnbench.record import STATUSES, Record
 from attnbench.runner import Runner
 from attnbench.session import Session, open_session, reproduce
 from attnbench.suite import find_suite, load_suite
+from attnbench.watch import before_start, closing_lines
 
 _BAD = ("incorrect", "timeout", "crash", "error")
 
@@ -54,7 +55,10 @@ def main(arguments: argparse.Namespace) -> int:
             overrides=arguments.set,
         )
         stopped = _measure(console, session, plan, file, command)
-    counts = _count(plan, file)
+    records = _records(plan, file)
+    counts: Counter[str] = Counter(record.status for record in records)
+    for line in closing_lines(records):
+        console.print(escape(line), soft_wrap=True)
     _summary(console, counts, file)
     if not arguments.no_report and counts.total():
         # Beside each other: a page for every machine that measured the suite.
@@ -71,11 +75,16 @@ def _measure(console: Console, session: Session, plan: Plan, file: Path, command
     if not plan.groups:
         console.print("Every point has its record already; --fresh would measure again.")
         return False
-    address = environments.save(session.environment, file.parent)
+    for line in before_start(session.pool.sampler):
+        console.print(f"[bold yellow]Warning:[/] {escape(line)}", soft_wrap=True)
+    limits = Limits(session.pool, session.environment, file.parent, plan.suite.measure.ceilings_s)
+    if told := limits.settle():
+        console.print(escape(told), soft_wrap=True, highlight=False)
+    address = limits.save()
     with store.Store(file) as kept, Display(plan, console) as display:
         if kept.mended:
             console.print(escape(kept.mended))
-        runner = Runner(plan, session.pool, address, kept.append, display, command)
+        runner = Runner(plan, session.pool, address, kept.append, display, command, limits)
         with _graceful_interrupt(console, runner):
             runner.run()
     return runner.stop_requested
@@ -128,11 +137,9 @@ def _print_points(console: Console, plan: Plan) -> None:
             console.print(f"    {escape(point.contender.spec + note)}", soft_wrap=True)
 
 
-def _count(plan: Plan, file: Path) -> Counter[str]:
-    """Statuses of the points asked for; the file may hold others, of an older source too."""
-    if not file.exists():
-        return Counter()
-    return Counter(r.status for r in store.load([file]).records if r.id in plan.ids)
+def _records(plan: Plan, file: Path) -> list[Record]:
+    """Records of the points asked for; the file may hold others, of an older source too."""
+    return [r for r in store.load([file]).records if r.id in plan.ids] if file.exists() else []
 
 
 def _summary(console: Console, counts: Counter[str], file: Path) -> None:

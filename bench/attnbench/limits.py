@@ -1,0 +1,225 @@
+"""The ceilings of a run's device: kept beside the records, and what they say of a time.
+
+They are measured in a worker in which no plugin was at work, before the first point, and
+kept in the environment's file, outside its identity: they do not make another machine.
+Runs of the next seven days on the same machine take them from there.
+
+A time that beats them is no record but an error. As they are a measurement too, they are
+measured once more before anybody is accused, and the better figure of the two counts.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnbench import environment as environments
+from attnbench.pool import WorkerPool
+from attnbench.problem import Problem
+from attnbench.process import WorkerDied
+from attnbench.record import Record, Samples
+from attnbench.roofline import Ceilings, Place, best_of, place
+
+KEEP_DAYS = 7
+TOLERANCE_DISTURBED = 4.0
+"""How many times too low ceilings may be that were measured while others used the machine."""
+_TIMEOUT_S = 120.0
+_ABOUT = ("measured", "telemetry")  # what the environment says of its ceilings besides
+
+
+@dataclass
+class Limits:
+    """The ceilings of a session's device.
+
+    Attributes:
+        pool: whose workers measure them, and by whose sampler they are watched.
+        environment: of the session; its section ``ceilings`` is written here.
+        folder: of the records, and of earlier environments; None keeps nothing.
+        budget_s: seconds for measuring; 0 takes what there is and measures nothing.
+    """
+
+    pool: WorkerPool
+    environment: dict[str, Any]
+    folder: Path | None
+    budget_s: float
+    is_sure: bool = False  # measured a second time already
+
+    def settle(self) -> str:
+        """Find or measure the ceilings; say which, in a line. ``""`` where none are wanted."""
+        if not self.budget_s:
+            return ""
+        if "ceilings" not in self.environment:
+            self._find_earlier()
+        if "ceilings" in self.environment:
+            return f"Ceilings of {self._told['measured'][:16]}: {self._summary()}"
+        self._measure()
+        return f"Ceilings measured: {self._summary()}"
+
+    def save(self) -> str:
+        """Keep the environment beside the records; return its address."""
+        if self.folder is None:
+            return environments.address(self.environment)
+        return environments.save(self.environment, self.folder)
+
+    def fault(
+        self, problem: Problem, samples: Samples, *, is_exact: bool, clock_mhz: float | None
+    ) -> str | None:
+        """What is wrong with a time, if it beats the ceilings by more than their error."""
+        ceilings = ceilings_of(self.environment)
+        if ceilings is None:
+            return None
+        place = _place(problem, samples, ceilings, is_exact, clock_mhz, self._tolerance)
+        return f"implausibly fast: {place.implausible}" if place.implausible else None
+
+    def measure_again(self) -> None:
+        """Measure once more, once a run; each ceiling is the better of the two from then on."""
+        if self.is_sure or not self.budget_s:
+            return
+        self.is_sure = True
+        before = self._told
+        self.pool.drop()  # what was suspected was at work in that worker
+        self._measure()
+        one, other = _ceilings(before), ceilings_of(self.environment)
+        if other is None:
+            self.environment["ceilings"] = before
+        elif one is not None:
+            self._told.update(best_of(one, other).to_json())
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        told: dict[str, Any] = self.environment["ceilings"]
+        return told
+
+    @property
+    def _tolerance(self) -> float:
+        return TOLERANCE_DISTURBED if _is_disturbed(self._told) else 1.0
+
+    def _find_earlier(self) -> None:
+        """The newest of this machine, if it is not too old."""
+        machine = environments.machine_id(self.environment)
+        found = [
+            data["ceilings"]
+            for path in (self.folder.glob("environment-*.json") if self.folder else ())
+            if (data := _read(path)) is not None
+            and environments.machine_id(data) == machine
+            and _age_days(data["ceilings"]) < KEEP_DAYS
+        ]
+        if found:
+            self.environment["ceilings"] = max(
+                found, key=lambda told: (not _is_disturbed(told), str(told["measured"]))
+            )
+
+    def _measure(self) -> None:
+        if not self.pool.is_fresh:
+            self.pool.drop()
+        gpu = environments.gpu_uuid(self.environment)
+        task = {"do": "ceilings", "device": self.pool.device, "budget_s": self.budget_s}
+        told: dict[str, Any] = {"bandwidth": {}, "matmul": {}}
+        try:
+            for event in self.pool.ask({**task, "gpu_uuid": gpu}, _TIMEOUT_S + self.budget_s):
+                if event["event"] == "ceilings":
+                    told = {**event["ceilings"], **self._telemetry(event["begin"], event["end"])}
+        except WorkerDied as death:
+            told["absent"] = {"ceilings": death.reason}
+        self.environment["ceilings"] = {"measured": _now().isoformat(timespec="seconds"), **told}
+
+    def _telemetry(self, begin: float, end: float) -> dict[str, Any]:
+        sampler = self.pool.sampler
+        if sampler is None:
+            return {}
+        seen = sampler.window(begin, end)
+        return {"telemetry": {"verdict": seen["verdict"], "notes": seen["notes"]}}
+
+    def _summary(self) -> str:
+        ceilings = ceilings_of(self.environment)
+        if ceilings is None:
+            return f"none ({', '.join(self._told.get('absent', {}).values())})"
+        rates = {name: f"{rate.median / 1e9:.3g} GB/s" for name, rate in ceilings.bandwidth.items()}
+        rates |= {
+            name: f"{rate.median / 1e12:.3g} TFLOPS" for name, rate in ceilings.matmul.items()
+        }
+        notes = "; ".join(self._told.get("telemetry", {}).get("notes", ()))
+        return ", ".join(f"{k} {v}" for k, v in rates.items()) + (f" ({notes})" if notes else "")
+
+
+def ceilings_of(environment: Mapping[str, Any]) -> Ceilings | None:
+    """The ceilings that an environment holds; None if none were measured there."""
+    return _ceilings(environment.get("ceilings"))
+
+
+def place_record(record: Record, environment: Mapping[str, Any]) -> Place | None:
+    """Where a record's median lies under the roofline of the environment it was measured on.
+
+    Returns:
+        None for a record without samples, or an environment without ceilings.
+
+    Raises:
+        UserError: this attnbench cannot read the record's problem.
+    """
+    ceilings = ceilings_of(environment)
+    if ceilings is None or record.samples is None:
+        return None
+    problem = Problem.from_json(record.problem)
+    is_exact = record.implementation.kind == "exact"
+    return _place(problem, record.samples, ceilings, is_exact, highest_clock(record.telemetry))
+
+
+def highest_clock(telemetry: Mapping[str, Any]) -> float | None:
+    """The GPU's highest clock while a point was sampled, in MHz."""
+    highest: float | None = telemetry.get("signals", {}).get("sm_clock_mhz", {}).get("max")
+    return highest
+
+
+def _ceilings(told: Mapping[str, Any] | None) -> Ceilings | None:
+    if not told or not (told["bandwidth"] or told["matmul"]):
+        return None
+    return Ceilings.from_json({k: v for k, v in told.items() if k not in _ABOUT})
+
+
+def _place(
+    problem: Problem,
+    samples: Samples,
+    ceilings: Ceilings,
+    is_exact: bool,
+    clock_mhz: float | None,
+    tolerance: float = 1.0,
+) -> Place:
+    return place(
+        problem,
+        samples.median_s,
+        ceilings,
+        is_exact=is_exact,
+        is_cold=samples.clock == "device" and samples.calls_per_sample == 1,
+        clock_mhz=clock_mhz,
+        tolerance=tolerance,
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """An environment that holds ceilings, or None."""
+    try:
+        data = json.loads(path.read_text())
+        usable = isinstance(data, dict) and "identity" in data and ceilings_of(data) is not None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return data if usable else None
+
+
+def _is_disturbed(told: Mapping[str, Any]) -> bool:
+    return told.get("telemetry", {}).get("verdict") in ("disturbed", "throttled")
+
+
+def _age_days(told: Mapping[str, Any]) -> float:
+    try:
+        age = _now() - datetime.datetime.fromisoformat(str(told["measured"]))
+    except (KeyError, ValueError, TypeError):
+        return float("inf")
+    return age.total_seconds() / 86400
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

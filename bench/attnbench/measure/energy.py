@@ -1,0 +1,71 @@
+"""Energy of the contenders of one problem: which meter, the idle power once, the fields told.
+
+How joules are measured is in ``power``; here is what a worker does with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from attnbench.measure.power import (
+    Absent,
+    Call,
+    Meter,
+    energy_per_call,
+    idle_power,
+    meter_for,
+)
+from attnbench.stats import Interval
+
+_LOOPS = 5
+
+
+class EnergyMeter:
+    """Measures calls on one device, which must be idle but for them.
+
+    Args:
+        device: cpu or cuda:N.
+        seconds: of the loops of each call, all together.
+        meter: of the device; None finds it.
+    """
+
+    def __init__(
+        self, device: torch.device, seconds: float, meter: Meter | Absent | None = None
+    ) -> None:
+        self._device, self._seconds = device, seconds
+        self._meter = meter_for(str(device), _gpu_uuid(device)) if meter is None else meter
+        self._idle_w: Interval | Absent | None = None
+
+    def measure(self, call: Call) -> dict[str, Any]:
+        """Fields of a record: ``energy``, or ``energy_absent`` with the reason.
+
+        The first call also waits for the device's idle power.
+        """
+        if self._idle_w is None:
+            self._synchronize()
+            self._idle_w = idle_power(self._meter)
+        energy = energy_per_call(
+            call,
+            self._synchronize,
+            self._meter,
+            self._idle_w,
+            seconds=self._seconds / _LOOPS,
+            repeats=_LOOPS,
+            max_s=2 * self._seconds,
+        )
+        if isinstance(energy, Absent):
+            return {"energy_absent": energy.reason}
+        return {"energy": energy.to_json()}
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _gpu_uuid(device: torch.device) -> str | None:
+    """As NVML writes it."""
+    if device.type != "cuda":
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
