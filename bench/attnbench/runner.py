@@ -221,6 +221,7 @@ class Runner:
                 name: TensorAccuracy.model_validate(a)
                 for name, a in told.get("accuracy", {}).items()
             },
+            kernels=told.get("kernels", []),
             wall_s=told.get("wall_s"),
             environment=self.environment,
             command=f"{self.command} --impls {shlex.quote(point.contender.spec)} "
