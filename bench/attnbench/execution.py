@@ -78,10 +78,20 @@ class Execution:
             self._forward()
 
     def forget(self) -> None:
-        """Drop the last step's results, so that their memory is not counted in the next."""
-        self._gradients = ()
-        if self.problem.direction != "backward":
-            self._out, self._saved = None, None
+        """Drop every result, those of the forward that a backward alone begins with too."""
+        self._gradients, self._out, self._saved = (), None, None
+
+    def prepare(self) -> None:
+        """As after ``load``: nothing is left but what the timed call begins with."""
+        self.forget()
+        if self.problem.direction == "backward":
+            self._forward()
+
+    def drop_saved(self) -> None:
+        """Let go of what the forward saved for the backward; the output itself stays."""
+        self._saved = None
+        if isinstance(self._out, torch.Tensor):
+            self._out = self._out.detach()
 
     def results(self) -> dict[str, torch.Tensor]:
         """Output (and gradients) of the last step, checked and in BHSD.
@@ -133,6 +143,17 @@ class Execution:
         if self.problem.direction == "forward":
             return self._step_forward
         return self._backward if self.problem.direction == "backward" else self._step_both
+
+    def forward(self) -> None:
+        """The forward of the timed call (untimed, for the backward alone)."""
+        if self.problem.direction == "forward":
+            self._step_forward()
+        else:
+            self._forward()
+
+    def backward(self) -> None:
+        """The backward of the timed call, after :meth:`forward`."""
+        self._backward()
 
     def _step_forward(self) -> None:
         with torch.no_grad():

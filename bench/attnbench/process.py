@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from attnbench.measure.high_water import FIXED_MALLOC
 from attnbench.record import Status
 
 Event = dict[str, Any]
@@ -72,7 +73,12 @@ class Worker:
             pass_fds=[write_end],
             start_new_session=True,
             # Kineto, torch's profiler, would fill the log's tail with a line for every stage.
-            env={"KINETO_LOG_LEVEL": "6", **os.environ, "PYTHONUNBUFFERED": "1"},
+            env={
+                "KINETO_LOG_LEVEL": "6",
+                **FIXED_MALLOC,
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+            },
         )
         os.close(write_end)
 

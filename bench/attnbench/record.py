@@ -87,12 +87,22 @@ class Samples(_Part):
 
 
 class Memory(_Part):
-    """Bytes beyond the inputs. A figure that this machine cannot tell is absent."""
+    """Bytes beyond the inputs. A figure that this machine cannot tell is absent.
+
+    The peaks of forward and backward count from where each begins; a part that is not in
+    the timed call has none.
+    """
 
     peak_bytes: int | None = None  # highest extra allocation during the timed call
-    saved_bytes: int | None = None  # kept by the forward for the backward
+    forward_peak_bytes: int | None = None
+    saved_bytes: int | None = None  # kept by the forward for the backward, output not counted
+    backward_peak_bytes: int | None = None
+    workspace_bytes: int | None = None  # of the peak, what is neither output nor gradient
     reserved_bytes: int | None = None  # held by the allocator (CUDA)
+    foreign_bytes: int | None = None  # taken beside torch's allocator and kept (CUDA)
+    resident_bytes: int | None = None  # rise of the process's high-water mark (CPU)
     method: str = ""
+    note: str | None = None  # where the figures disagree, or could not be cross-checked
 
 
 class Energy(_Part):

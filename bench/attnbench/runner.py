@@ -269,6 +269,7 @@ class Runner:
             energy=Energy.model_validate(told["energy"]) if told.get("energy") else None,
             energy_absent=told.get("energy_absent"),
             telemetry=told.get("telemetry", {}),
+            kernels=told.get("kernels", []),
             wall_s=told.get("wall_s"),
             environment=self.environment,
             command=f"{self.command} --impls {shlex.quote(point.contender.spec)} "

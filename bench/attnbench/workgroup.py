@@ -25,7 +25,8 @@ from attnbench.guard import Guard
 from attnbench.inputs import Inputs, make_inputs
 from attnbench.measure.clock import clock_for
 from attnbench.measure.energy import EnergyMeter
-from attnbench.measure.memory import peak_memory
+from attnbench.measure.kernels import what_ran
+from attnbench.measure.memory import measure_memory
 from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.problem import Problem
 from attnbench.record import Memory, Samples, TensorAccuracy
@@ -44,6 +45,7 @@ class Contender:
     implementation: Attention
     execution: Execution | None = None
     accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
+    kernels: list[dict[str, Any]] = field(default_factory=list)
     wall_s: float = 0.0
 
     @property
@@ -124,8 +126,9 @@ class Group:
     def _measure_memory(self, key: str, taken: dict[str, Taken], clock: str) -> None:
         contender = self._ready[key]
         self._step(key, "memory")
-        contender.running.forget()
-        memory = peak_memory(contender.running.step, self.device)
+        memory = measure_memory(contender.running, self.device)
+        contender.running.prepare()
+        contender.kernels = what_ran(contender.running.step, self.device)
         self._guard.check()
         self._succeed(contender, taken[key], clock, memory, self._measure_energy(contender))
 
@@ -264,6 +267,7 @@ class Group:
             samples=samples.model_dump(),
             memory=memory.model_dump(),
             **energy,
+            kernels=contender.kernels,
             accuracy={name: a.model_dump() for name, a in contender.accuracy.items()},
             wall_s=contender.wall_s + taken.warmup_s + taken.spent_s,
         )
