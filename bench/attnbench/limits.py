@@ -6,6 +6,8 @@ Runs of the next seven days on the same machine take them from there.
 
 A time that beats them is no record but an error. As they are a measurement too, they are
 measured once more before anybody is accused, and the better figure of the two counts.
+Ceilings that were measured while others used the machine may be far too low: they accuse
+nobody, and the next run measures them again.
 """
 
 from __future__ import annotations
@@ -25,8 +27,6 @@ from attnbench.record import Record, Samples
 from attnbench.roofline import Ceilings, Place, best_of, place
 
 KEEP_DAYS = 7
-TOLERANCE_DISTURBED = 4.0
-"""How many times too low ceilings may be that were measured while others used the machine."""
 _TIMEOUT_S = 120.0
 _ABOUT = ("measured", "telemetry")  # what the environment says of its ceilings besides
 
@@ -70,10 +70,10 @@ class Limits:
     ) -> str | None:
         """What is wrong with a time, if it beats the ceilings by more than their error."""
         ceilings = ceilings_of(self.environment)
-        if ceilings is None:
+        if ceilings is None or _is_disturbed(self._told):
             return None
-        place = _place(problem, samples, ceilings, is_exact, clock_mhz, self._tolerance)
-        return f"implausibly fast: {place.implausible}" if place.implausible else None
+        fault = _place(problem, samples, ceilings, is_exact, clock_mhz).implausible
+        return f"implausibly fast: {fault}" if fault else None
 
     def measure_again(self) -> None:
         """Measure once more, once a run; each ceiling is the better of the two from then on."""
@@ -94,10 +94,6 @@ class Limits:
         told: dict[str, Any] = self.environment["ceilings"]
         return told
 
-    @property
-    def _tolerance(self) -> float:
-        return TOLERANCE_DISTURBED if _is_disturbed(self._told) else 1.0
-
     def _find_earlier(self) -> None:
         """The newest of this machine, if it is not too old."""
         machine = environments.machine_id(self.environment)
@@ -107,11 +103,10 @@ class Limits:
             if (data := _read(path)) is not None
             and environments.machine_id(data) == machine
             and _age_days(data["ceilings"]) < KEEP_DAYS
+            and not _is_disturbed(data["ceilings"])
         ]
         if found:
-            self.environment["ceilings"] = max(
-                found, key=lambda told: (not _is_disturbed(told), str(told["measured"]))
-            )
+            self.environment["ceilings"] = max(found, key=lambda told: str(told["measured"]))
 
     def _measure(self) -> None:
         if not self.pool.is_fresh:
@@ -138,10 +133,8 @@ class Limits:
         ceilings = ceilings_of(self.environment)
         if ceilings is None:
             return f"none ({', '.join(self._told.get('absent', {}).values())})"
-        rates = {name: f"{rate.median / 1e9:.3g} GB/s" for name, rate in ceilings.bandwidth.items()}
-        rates |= {
-            name: f"{rate.median / 1e12:.3g} TFLOPS" for name, rate in ceilings.matmul.items()
-        }
+        rates = {name: _in_words(rate.median, "B/s") for name, rate in ceilings.bandwidth.items()}
+        rates |= {name: _in_words(rate.median, "FLOPS") for name, rate in ceilings.matmul.items()}
         notes = "; ".join(self._told.get("telemetry", {}).get("notes", ()))
         return ", ".join(f"{k} {v}" for k, v in rates.items()) + (f" ({notes})" if notes else "")
 
@@ -186,7 +179,6 @@ def _place(
     ceilings: Ceilings,
     is_exact: bool,
     clock_mhz: float | None,
-    tolerance: float = 1.0,
 ) -> Place:
     return place(
         problem,
@@ -195,7 +187,6 @@ def _place(
         is_exact=is_exact,
         is_cold=samples.clock == "device" and samples.calls_per_sample == 1,
         clock_mhz=clock_mhz,
-        tolerance=tolerance,
     )
 
 
@@ -207,6 +198,10 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return data if usable else None
+
+
+def _in_words(rate: float, unit: str) -> str:
+    return f"{rate / 1e12:.3g} T{unit}" if rate >= 1e12 else f"{rate / 1e9:.3g} G{unit}"
 
 
 def _is_disturbed(told: Mapping[str, Any]) -> bool:

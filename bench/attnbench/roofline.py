@@ -126,7 +126,6 @@ def place(
     is_exact: bool = True,
     is_cold: bool = False,
     clock_mhz: float | None = None,
-    tolerance: float = 1.0,
 ) -> Place:
     """Set a time beside the ceilings of its device.
 
@@ -139,7 +138,6 @@ def place(
             so that only their own ``flops`` on the fastest unit of all is a limit.
         is_cold: the call began with its inputs out of the caches.
         clock_mhz: highest clock of the device during the measurement, if known.
-        tolerance: how many times too low the ceilings may be, before a time is implausible.
 
     Raises:
         ValueError: ``seconds`` is not positive.
@@ -155,10 +153,9 @@ def place(
         why = ceilings.absent.get(problem.dtype, "no ceiling was measured for this dtype")
         return replace(bare, absent=why)
     highest = max(roofs, key=lambda roof: roof.share)
-    fair_s = seconds * tolerance
-    faults = [_too_many_flops(problem, fair_s, ceilings, flops, is_exact, clock_mhz)]
+    faults = [_too_many_flops(problem, seconds, ceilings, flops, is_exact, clock_mhz)]
     if is_exact:
-        faults.append(_too_many_bytes(problem, fair_s, ceilings))
+        faults.append(_too_many_bytes(problem, seconds, ceilings))
     return replace(
         bare,
         bound=highest.bound,

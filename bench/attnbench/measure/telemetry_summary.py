@@ -48,7 +48,8 @@ WAIT_SHARE = 0.02  # of the time, in which the worker's main thread had no core
 _SHORTEST_RATE_S = 0.5  # the kernel counts in ticks of 10 ms: below this a rate is noise
 _SPAN_S = 1.0  # rates are given by the second
 _NEAR_S = 0.3  # a sample this far outside a short stretch still speaks for it
-_OFFENDERS = 5  # named at most
+_OFFENDERS = 5  # kept at most
+_WORTH_NAMING = 0.05  # of a core, in a note
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def summarise(
         absent: reasons of the signals that cannot be had.
 
     Returns:
-        Plain JSON: ``verdict``; ``notes``, its grounds in words; ``samples``, how many lie
+        Plain JSON: ``verdict``; ``notes``, its grounds in words, the gravest first; ``samples``, how many lie
         inside; ``longest_gap_s`` between them; ``signals``, each with min, median, max and
         mean; ``throttle``, the share of samples in which each reason was active; ``others``
         and ``gpu_others``, the other processes seen; ``absent``, why the rest is missing.
@@ -103,10 +104,12 @@ def summarise(
     seen = _seen(inside, counted, _looks_at_gpu(samples, t0, t1))
     told = {*seen, *seen["signals"]}
     seen["absent"] = {name: why for name, why in absent.items() if name not in told}
-    findings = _findings(seen, inside, counted, device)
+    findings = sorted(
+        _findings(seen, inside, counted, device), key=lambda found: _GRAVEST_FIRST.index(found[0])
+    )
     gaps = [b.t - a.t for a, b in itertools.pairwise(inside)]
     return {
-        "verdict": min((v for v, _ in findings), key=_GRAVEST_FIRST.index, default="clean"),
+        "verdict": findings[0][0] if findings else "clean",
         "notes": [note for _, note in findings],
         "samples": len(inside),
         **({"longest_gap_s": round(max(gaps), 3)} if gaps else {}),
@@ -313,7 +316,11 @@ def _of_cores(
     findings: list[tuple[Verdict, str]] = []
     mean = {name: figures["mean"] for name, figures in seen["signals"].items()}
     if is_host and cores and mean.get("others_cores", 0) > OTHERS_SHARE * cores:
-        names = ", ".join(f"{o['name']} {o['cores']:g}" for o in seen["others"][:3])
+        names = ", ".join(
+            f"{o['name']} {o['cores']:.2g}"
+            for o in seen["others"][:3]
+            if o["cores"] >= _WORTH_NAMING
+        )
         findings.append(
             (
                 "disturbed",
