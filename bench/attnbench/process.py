@@ -74,7 +74,10 @@ class Worker:
             start_new_session=True,
             # Kineto, torch's profiler, would fill the log's tail with a line for every stage.
             env={
-                "KINETO_LOG_LEVEL": "6", **FIXED_MALLOC, **os.environ, "PYTHONUNBUFFERED": "1",
+                "KINETO_LOG_LEVEL": "6",
+                **FIXED_MALLOC,
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
             },
         )
         os.close(write_end)
