@@ -153,7 +153,7 @@ def write_snapshot(execution: Execution, device: torch.device, path: Path) -> No
         execution.prepare()
         execution.step()
         torch.cuda.synchronize(device)
-        torch.cuda.memory._dump_snapshot(str(path))
+        torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -80,10 +80,10 @@ def main(words: list[str]) -> None:
     execution = warm(told, Problem.from_json(task["problem"]), device)
     execution.prepare()
     torch.cuda.synchronize(device)
-    torch.cuda.profiler.start()
+    torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
     execution.step()
     torch.cuda.synchronize(device)
-    torch.cuda.profiler.stop()
+    torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
