@@ -26,6 +26,7 @@ _COMMANDS = {
     "verify": "run the conformance battery over implementations",
     "list": "show implementations, suites or reports, and what can run here",
     "report": "render records as an HTML page, a Markdown summary and figures",
+    "profile": "show where time and memory of one implementation go",
     "doctor": "show the environment and what is missing",
 }
 
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _where(made["list"])
     _report_arguments(made["report"])
+    _profile_arguments(made["profile"])
     _where(made["doctor"])
     return parser
 
@@ -171,6 +173,19 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=_seconds, default=120.0, metavar="S",
                         help="longest single case, in seconds")  # fmt: skip
     parser.add_argument("-v", "--verbose", action="store_true", help="every case with its errors")
+
+
+def _profile_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("impl", metavar="IMPL", help="a name; NAME:key=value sets options")
+    _where(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="a key of the problem, as in a suite's grid: seqlen=1024, "
+                             "preset=llama-3-8b, direction=both")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="default: PROJECT/results/MACHINE/profiles/IMPL-PROBLEM")  # fmt: skip
+    parser.add_argument("--ncu", action="store_true", help="also run Nsight Compute (CUDA)")
+    parser.add_argument("--timeout", type=_seconds, default=300.0, metavar="S",
+                        help="longest single step, in seconds")  # fmt: skip
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:

@@ -137,6 +137,23 @@ def load_suite(path: Path, overrides: Sequence[str] = ()) -> Suite:
     )
 
 
+def one_problem(overrides: Sequence[str]) -> Problem:
+    """The problem that ``key=value`` texts (``--set``) describe; the rest is as Problem has it.
+
+    Raises:
+        UserError: anything that cannot be meant, or that means several problems.
+    """
+    file = _File(title="", points=[{}])
+    for override in overrides:
+        _apply(file, override)
+    if file.measure or file.verify:
+        raise UserError("--set: measure and verify belong to a suite; here is nothing to sample")
+    combinations = list(_combinations(file.points[0], "--set"))
+    if len(combinations) > 1:
+        raise UserError(f"--set: describes {len(combinations)} problems; give each key one value")
+    return _problem(combinations[0], "--set")
+
+
 def _expand(file: _File, path: Path) -> tuple[Problem, ...]:
     """Every problem of the grid and the points, once, in order."""
     if not file.grid and not file.points:

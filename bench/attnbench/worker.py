@@ -117,6 +117,12 @@ def _ceilings(task: dict[str, Any], send: Send) -> None:
     ceilings(task, send)
 
 
+def _profile(task: dict[str, Any], send: Send) -> None:
+    from attnbench.profiling.collect import collect
+
+    collect(task, send)
+
+
 _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "discover": _discover,
     "environment": _environment,
@@ -124,6 +130,7 @@ _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "measure": _measure,
     "battery": _battery,
     "ceilings": _ceilings,
+    "profile": _profile,
 }
 
 

@@ -47,7 +47,7 @@ def high_water(call: Callable[[], None]) -> int:
         Unseen: this machine does not tell.
     """
     gc.collect()
-    with _small_blocks_mapped():
+    with _every_block_mapped():
         try:
             _CLEAR_REFS.write_text("5")
         except OSError as error:
@@ -75,17 +75,51 @@ def _mark() -> int:
     raise Unseen(f"{_STATUS} has no VmHWM")
 
 
+class _Usage(ctypes.Structure):
+    """``struct mallinfo2``; ``hblks`` is how many blocks are mapped by themselves."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks",
+                     "uordblks", "fordblks", "keepcost")
+    ]  # fmt: skip
+
+
 @contextmanager
-def _small_blocks_mapped() -> Iterator[None]:
+def _every_block_mapped() -> Iterator[None]:
     """Every block of 64 KiB or more is mapped by itself, and what was free before is given back."""
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
-        raise Unseen("this C library has no mallopt")
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "mallinfo2"):
+        raise Unseen("this C library is no glibc from 2.33 on")
+    libc.mallinfo2.restype = _Usage
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
     for number in _PARAMETERS.values():
         libc.mallopt(number, _SMALL_BYTES)
     libc.malloc_trim(0)
+    plugs = list(_plugs(libc))
     try:
         yield
     finally:
+        for plug in plugs:
+            libc.free(plug)
         for name, number in _PARAMETERS.items():
             libc.mallopt(number, int(os.environ.get(name, FIXED_MALLOC[name])))
+
+
+def _plugs(libc: ctypes.CDLL) -> Iterator[int]:
+    """Occupy the holes of the heap, which malloc would fill before it maps anything.
+
+    What lies in a hole does not go back to the kernel when it is freed. The plugs are never
+    written to, so they are not resident.
+    """
+    usage = libc.mallinfo2()
+    size = usage.fordblks
+    while size >= _SMALL_BYTES:
+        block = libc.malloc(size)
+        after = libc.mallinfo2()
+        if block and after.hblks == usage.hblks:
+            yield block
+            continue
+        libc.free(block)  # no hole of this size is left
+        size //= 2

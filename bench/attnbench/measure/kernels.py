@@ -2,8 +2,9 @@
 
 Always a pass of its own, never timed. On CUDA the kernels (and copies) that the device
 executed, through CUPTI. On a CPU the operators, each with the time that is its own, not
-that of the operators it calls; those that only describe tensors are left out. Names are
-the same in every run of the same code, so that two records can be compared by them.
+that of the operators it calls; those that only describe tensors or call others are left
+out. What torch.compile made for a CPU is one operator, CompiledFxGraph. Names are the same
+in every run of the same code, so that two records can be compared by them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.autograd.profiler import profile
 
 from attnbench.measure.meters import events
@@ -21,18 +23,21 @@ from attnbench.measure.meters import events
 OTHERS = "(others)"
 """Name of the entry that sums what is not told one by one."""
 
-_MOST = 24  # entries; the textbook's forward and backward have fewer
-_SHAPE_ONLY = frozenset(
-    f"aten::{name}"
-    for name in (
-        "alias as_strided chunk contiguous detach empty empty_like empty_strided expand "
-        "expand_as flatten lift_fresh mT movedim narrow new_empty new_empty_strided permute "
-        "reshape _reshape_alias resolve_conj resolve_neg result_type select set_ slice split "
-        "split_with_sizes squeeze swapaxes t transpose type_as unbind unflatten unsafe_split "
-        "_unsafe_view unsqueeze view view_as"
-    ).split()
-)
-_NO_KERNELS = re.compile(r"\[memory\]|autograd::engine::|attnbench::")
+_MOST = 24  # entries; what the implementations of attnbench run has fewer names
+_NO_WORK = frozenset((  # operators that only describe tensors, or only call others
+    "alias", "as_strided", "chunk", "clone", "contiguous", "detach", "empty", "empty_like",
+    "empty_strided", "expand", "expand_as", "flatten", "full", "full_like", "lift_fresh",
+    "linear", "log_softmax", "mT", "masked_fill", "matmul", "movedim", "narrow", "new_empty",
+    "new_empty_strided", "new_full", "new_ones", "new_zeros", "ones", "ones_like", "permute",
+    "reshape", "_reshape_alias", "resolve_conj", "resolve_neg", "result_type",
+    "scaled_dot_product_attention", "select", "set_", "slice", "softmax", "split",
+    "split_with_sizes", "squeeze", "swapaxes", "t", "to", "_to_copy", "transpose", "type_as",
+    "unbind", "unflatten", "unsafe_split", "_unsafe_view", "unsqueeze", "view", "view_as",
+    "zero_", "zeros", "zeros_like",
+))  # fmt: skip
+# The profile's own marks, and autograd's C++ nodes, which call operators (one of Python, which
+# has no number, may do its work itself).
+_NO_KERNELS = re.compile(r"\[memory\]|autograd::engine::|attnbench::|\w+Backward\d+$")
 _UNSTABLE = (  # what the same code is called differently in another run
     (re.compile(r"## Call CompiledFxGraph \S+ ##"), "CompiledFxGraph"),
     (re.compile(r"(Torch-Compiled Region): \S+"), r"\1"),
@@ -87,9 +92,7 @@ def shorten(ran: list[Ran]) -> list[dict[str, Any]]:
 def device_kernels(raw: Iterable[Any]) -> Iterator[tuple[str, float]]:
     """(name, seconds) of everything a CUDA device executed: kernels, copies, fills."""
     for event in raw:
-        if event.device_type() == torch.autograd.DeviceType.CUDA and (
-            not event.is_user_annotation()
-        ):
+        if event.device_type() == DeviceType.CUDA and (not event.is_user_annotation()):
             yield event.name(), event.duration_ns() / 1e9
 
 
@@ -109,7 +112,7 @@ def operators(raw: Iterable[Any]) -> Iterator[tuple[str, float]]:
             callers.append(i)
         for event, own in zip(events_, own_ns, strict=True):
             name = event.name()
-            if name not in _SHAPE_ONLY and not _NO_KERNELS.match(name):
+            if name.removeprefix("aten::") not in _NO_WORK and not _NO_KERNELS.match(name):
                 yield name, max(0, own) / 1e9
 
 
@@ -136,7 +139,7 @@ def _by_thread(raw: Iterable[Any]) -> dict[int, list[Any]]:
     """Timed CPU events by thread, callers before those they called."""
     threads: dict[int, list[Any]] = {}
     for event in raw:
-        if event.device_type() == torch.autograd.DeviceType.CPU and event.duration_ns() > 0:
+        if event.device_type() == DeviceType.CPU and event.duration_ns() > 0:
             threads.setdefault(event.start_thread_id(), []).append(event)
     for events_ in threads.values():
         events_.sort(key=lambda e: (e.start_ns(), -e.end_ns()))

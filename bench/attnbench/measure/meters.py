@@ -9,7 +9,7 @@ end of a block that is older than the profile. So all steps go into one profile.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.autograd.profiler import profile, record_function
 
 Call = Callable[[], None]
 
-_MARK = "attnbench::step"
+_MARK = "attnbench::"
 _MEMORY_EVENT = "[memory]"
 
 
@@ -41,10 +41,10 @@ def trace(steps: Sequence[Call], device: torch.device) -> list[Change]:
         return [_count(step, device) for step in steps]
     # torch.profiler would import all of inductor, this module does not.
     with profile(profile_memory=True) as profiler:
-        for step in steps:
-            with record_function(_MARK):
+        for number, step in enumerate(steps):
+            with mark(str(number)):
                 step()
-    return list(_changes(profiler))
+    return [_change(span.changes) for span in spans(profiler)]
 
 
 def _count(step: Call, device: torch.device) -> Change:
@@ -57,25 +57,53 @@ def _count(step: Call, device: torch.device) -> Change:
     return Change(peak - before, torch.cuda.memory_allocated(device) - before)
 
 
-def allocations(profiler: profile) -> list[tuple[int, int]]:
-    """(nanoseconds, bytes) of every allocation event of a CPU profile, in order."""
-    found = [(e.start_ns(), e.nbytes()) for e in events(profiler) if e.name() == _MEMORY_EVENT]
-    return sorted(found, key=lambda event: event[0])
+def mark(name: str) -> record_function:
+    """A context that makes what runs in it a span of the profile."""
+    return record_function(f"{_MARK}{name}")
+
+
+@dataclass(frozen=True)
+class Span:
+    """One marked part of a CPU profile, with its allocation events in order.
+
+    Attributes:
+        name: as given to :func:`mark`.
+        start_ns, stop_ns: when, on the profile's clock.
+        changes: (when, bytes) of each allocation, negative where memory is freed.
+    """
+
+    name: str
+    start_ns: int
+    stop_ns: int
+    changes: tuple[tuple[int, int], ...]
+
+
+def spans(profiler: profile) -> list[Span]:
+    """The marked parts of a profile, in order."""
+    raw = events(profiler)
+    changes = sorted(
+        ((e.start_ns(), e.nbytes()) for e in raw if e.name() == _MEMORY_EVENT),
+        key=lambda change: change[0],
+    )
+    marked = sorted(
+        (e.start_ns(), e.end_ns(), e.name().removeprefix(_MARK))
+        for e in raw
+        if e.name().startswith(_MARK)
+    )
+    return [
+        Span(name, start, stop, tuple(c for c in changes if start <= c[0] <= stop))
+        for start, stop, name in marked
+    ]
 
 
 def events(profiler: profile) -> list[Any]:
-    """The raw events: torch's own Python tree of them costs a millisecond a dozen."""
+    """The raw events: torch's own Python tree of them takes a millisecond a dozen."""
     results = profiler.kineto_results
     if results is None:  # cannot be: the profile is over
         raise RuntimeError("torch's profiler gave no result")
     return list(results.events())
 
 
-def _changes(profiler: profile) -> Iterator[Change]:
-    marks = [(e.start_ns(), e.end_ns()) for e in events(profiler) if e.name() == _MARK]
-    changes = allocations(profiler)
-    for start, stop in sorted(marks):
-        levels = list(
-            itertools.accumulate((size for at, size in changes if start <= at <= stop), initial=0)
-        )
-        yield Change(max(levels), levels[-1])
+def _change(changes: tuple[tuple[int, int], ...]) -> Change:
+    levels = list(itertools.accumulate((size for _, size in changes), initial=0))
+    return Change(max(levels), levels[-1])

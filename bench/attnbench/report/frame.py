@@ -12,9 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from attnbench.record import Memory
 from attnbench.report.points import MEASURES, Point, load_points
 from attnbench.stats import Interval
 
+_BYTES = tuple(name for name in Memory.model_fields if name.endswith("_bytes"))
 _ERRORS = (
     *(name for m in MEASURES for name in (m, f"{m}_allowed")), "naive_rel_l2", "naive_max_abs",
 )  # fmt: skip
@@ -67,9 +69,7 @@ def _row(point: Point) -> dict[str, Any]:
         "flops": point.flops,
         "ideal_bytes": point.ideal_bytes,
         "intensity": point.intensity,
-        "peak_bytes": record.memory.peak_bytes if record.memory else None,
-        "saved_bytes": record.memory.saved_bytes if record.memory else None,
-        "reserved_bytes": record.memory.reserved_bytes if record.memory else None,
+        **{name: getattr(record.memory, name) if record.memory else None for name in _BYTES},
     }
     for tensor, accuracy in record.accuracy.items():
         row |= {f"{tensor}_{name}": getattr(accuracy, name) for name in _ERRORS}

@@ -29,6 +29,7 @@ from attnbench.report.definition import Definition
 from attnbench.report.environments import Environment
 from attnbench.report.fields import LABELS, label
 from attnbench.report.points import Point
+from attnbench.report.profiles import Profile
 from attnbench.report.style import Look
 from attnbench.report.sweep import Scope
 from attnbench.report.verdicts import Verdict, verdicts
@@ -125,6 +126,7 @@ def page(
     looks: Mapping[str, Look],
     environments: Mapping[str, Environment],
     problems: Sequence[str],
+    profiles: Sequence[Profile] = (),
 ) -> str:
     """The HTML text. The same records give the same bytes."""
     bundle, script = _bundle(), _asset("page.js")
@@ -139,6 +141,7 @@ def page(
         filters=filter_values(scopes),
         labels=LABELS,
         problems=problems,
+        profiles=profiles,
         statuses=tables.MEANINGS,
         policy=_policy(bundle, script),
         css=Markup(_asset("page.css")),

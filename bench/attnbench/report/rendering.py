@@ -11,6 +11,7 @@ from attnbench.report.figures import draw_figures
 from attnbench.report.markdown import summary
 from attnbench.report.page import page
 from attnbench.report.points import current, load_points
+from attnbench.report.profiles import find_profiles
 from attnbench.report.style import looks
 from attnbench.report.sweep import scopes
 
@@ -59,7 +60,15 @@ def render(
     out.mkdir(parents=True, exist_ok=True)
     html, text = out / "index.html", out / "summary.md"
     html.write_text(
-        page(definition, split, looked, loaded.environments, problems), encoding="utf-8"
+        page(
+            definition,
+            split,
+            looked,
+            loaded.environments,
+            problems,
+            find_profiles(results, points, out),
+        ),
+        encoding="utf-8",
     )
     drawn = draw_figures(definition, split, looked, loaded.environments, out / "figures")
     text.write_text(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnbench.record import STATUSES, Status
+from attnbench.record import STATUSES, Memory, Status
 from attnbench.report import units
 from attnbench.report.fields import natural
 from attnbench.report.points import Point
@@ -73,9 +73,26 @@ def figures(point: Point) -> dict[str, str]:
         "memory": memory
         and memory.peak_bytes is not None
         and units.quantity(memory.peak_bytes, units.BYTES),
+        "memory_parts": memory and memory_parts(memory),
+        "memory_note": memory and memory.note,
         "error": worst and f"{worst[0]} at {units.number(worst[1], 2)} of its tolerance",
     }
     return {name: text for name, text in texts.items() if text}
+
+
+def memory_parts(memory: Memory) -> str:
+    """``forward 17.0 MiB, saved 8.00 MiB, backward 17.0 MiB``: the parts that were measured."""
+    parts = {
+        "forward": memory.forward_peak_bytes,
+        "saved": memory.saved_bytes,
+        "backward": memory.backward_peak_bytes,
+        "workspace": memory.workspace_bytes,
+    }
+    return ", ".join(
+        f"{name} {units.quantity(size, units.BYTES)}"
+        for name, size in parts.items()
+        if size is not None
+    )
 
 
 def speedup_text(point: Point) -> str:

@@ -356,6 +356,8 @@
     tell("rate", row.rate_text);
     tell("speed-up", row.speedup_text);
     tell("memory", row.memory_text);
+    tell("of it", row.memory_parts_text);
+    tell("memory note", row.memory_note_text);
     if (tensor) {
       const figures = row.errors[tensor];
       tell(`${tensor} relative L2`, limit(figures[2], figures[3]));
@@ -386,7 +388,8 @@
     rate: [["rate", "rate_text", (r) => r.rate?.[0]]],
     latency: [["time per call", (r) => r.time_text && r.time_text + (r.wide ? WIDER : ""),
       (r) => r.latency?.[0]]],
-    memory: [["peak memory", "memory_text", (r) => r.memory?.[0]]],
+    memory: [["peak memory", "memory_text", (r) => r.memory?.[0]],
+      ["of it", "memory_parts_text"], ["memory note", "memory_note_text"]],
     rel_l2: [["relative L2 error (allowed)", (r) => errorsText(r, "rel_l2")]],
     max_abs: [["largest absolute error (allowed)", (r) => errorsText(r, "max_abs")]],
     row_rel: [["relative L2 error of the worst row (allowed)", (r) => errorsText(r, "row_rel")]],
@@ -397,7 +400,7 @@
     ["command", (r) => data.scopes[state.scope].command + r.command],
     ["id", "id"],
   ];
-  const WIDE = new Set(["reason", "command"]);
+  const WIDE = new Set(["reason", "command", "memory note"]);
 
   function errorsText(row, measure) {
     const at = MEASURES[measure];

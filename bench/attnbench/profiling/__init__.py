@@ -1,0 +1,1 @@
+"""Profiling one implementation on one problem: traces, tables, memory, kernel resources."""
