@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import pytest
 
 from attnbench.measure import sampling
-from attnbench.measure.clock import Call
+from attnbench.measure.cache import Cache
+from attnbench.measure.clock import Call, Copies, LoopTimer, Stopwatch, Timer, Work
 from attnbench.measure.sampling import Budget, Taken, sample
 
 
@@ -19,7 +21,10 @@ class FakeMachine:
     It is the clock of the samples and, in place of the module ``time``, of the budgets.
     """
 
-    name = "fake"
+    name: Literal["host", "device"] = "host"
+    method = "fake"
+    cache: Cache = "warm"
+    host: Stopwatch | None = None
 
     def __init__(self, resolution_s: float = 1e-6) -> None:
         self.resolution_s = resolution_s
@@ -34,6 +39,9 @@ class FakeMachine:
         for _ in range(calls):
             call()
         return (self.now_s - start_s) / calls
+
+    def timer(self, work: Work) -> Timer:
+        return LoopTimer(self, work)
 
     def synchronize(self) -> None:
         pass
@@ -66,6 +74,11 @@ def noisy(seed: int, spread: float) -> Callable[[], Iterable[float]]:
             yield from [1e-3 * mood] * 6
 
     return durations
+
+
+def calls_per_sample(taken: Taken) -> int:
+    assert taken.timer is not None
+    return taken.timer.calls_per_sample
 
 
 def turns(machine: FakeMachine, names: Sequence[str], seed: int, rounds: int = 12) -> list[str]:
@@ -149,7 +162,7 @@ def test_a_slow_call_still_gets_its_fewest_rounds_one_sample_each(machine: FakeM
     budget = Budget(min_rounds=4, samples=5, warmup_s=0.0, max_s=1.0)
     taken = sample({"a": machine.takes("a", 10.0)}, machine, budget, 0)["a"]
     assert [len(r) for r in taken.rounds] == [1] * 4
-    assert taken.calls_per_sample == 1
+    assert calls_per_sample(taken) == 1
 
 
 def test_who_is_done_waits_while_the_others_go_on(machine: FakeMachine) -> None:
@@ -182,7 +195,7 @@ def test_calls_shorter_than_the_clock_tells_are_timed_several_at_a_time(
     machine.resolution_s = resolution_s
     taken = sample({"a": machine.takes("a", call_s)}, machine, Budget(warmup_s=0.0), 0)["a"]
     # Sums of binary fractions may fall a hair short of the resolution.
-    assert calls <= taken.calls_per_sample <= calls + 1
+    assert calls <= calls_per_sample(taken) <= calls + 1
     for seconds in itertools.chain(*taken.rounds):
         assert seconds == pytest.approx(call_s), "samples are seconds a call"
 
@@ -190,14 +203,129 @@ def test_calls_shorter_than_the_clock_tells_are_timed_several_at_a_time(
 def test_a_round_takes_fewer_samples_where_it_would_take_too_long(machine: FakeMachine) -> None:
     budget = Budget(min_rounds=5, samples=5, warmup_s=0.0, max_s=1.0)  # 0.2 s a round
     taken = sample({"a": machine.takes("a", 0.09)}, machine, budget, 0)["a"]
-    assert taken.samples_per_round == 2
     assert [len(r) for r in taken.rounds] == [2] * 5
 
 
-def test_warm_up_lasts_as_long_as_asked_and_its_calls_are_no_samples(machine: FakeMachine) -> None:
+def test_a_flush_counts_towards_what_a_round_may_take(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = machine.time
+
+    def flush_and_time(call: Call, calls: int) -> float:
+        machine.now_s += 50e-3
+        return timed(call, calls)
+
+    monkeypatch.setattr(machine, "time", flush_and_time)
+    budget = Budget(min_rounds=5, samples=5, warmup_s=0.0, max_s=1.0)  # 0.2 s a round
+    taken = sample({"a": machine.takes("a", 1e-3)}, machine, budget, 0)["a"]
+    assert [len(r) for r in taken.rounds] == [3] * 5
+    assert taken.interval.high == pytest.approx(1e-3), "but not as time of the call"
+
+
+def test_a_call_that_seems_to_take_no_time_is_not_repeated_without_end(
+    machine: FakeMachine,
+) -> None:
+    durations = itertools.chain([0.0], itertools.repeat(1e-6))
+    taken = sample({"a": machine.takes("a", durations)}, machine, Budget(warmup_s=0.0), 0)["a"]
+    assert calls_per_sample(taken) == 1000
+
+
+# ---- warm-up -----------------------------------------------------------------------------
+
+
+def test_warm_up_of_a_steady_call_lasts_as_long_as_asked(machine: FakeMachine) -> None:
+    taken = sample({"a": machine.takes("a", 1e-3)}, machine, Budget(warmup_s=0.2), 0)["a"]
+    assert 0.2 <= taken.warmup_s < 0.205
+    assert taken.steady is True
+
+
+def test_calls_of_warm_up_are_no_samples(machine: FakeMachine) -> None:
     durations = itertools.chain([50e-3] * 3, itertools.repeat(1e-3))  # slow until compiled
-    budget = Budget(warmup_s=0.2)
-    taken = sample({"a": machine.takes("a", durations)}, machine, budget, 0)["a"]
-    assert 0.2 <= taken.warmup_s < 0.202
+    taken = sample({"a": machine.takes("a", durations)}, machine, Budget(warmup_s=0.2), 0)["a"]
     assert taken.interval.high == pytest.approx(1e-3)
-    assert taken.samples_per_round == 5, "sized by the warm call, not by the first"
+    assert [len(r) for r in taken.rounds] == [5] * 5, "sized by the warm call, not by the first"
+
+
+def test_warm_up_goes_on_while_calls_still_become_faster(machine: FakeMachine) -> None:
+    def settling() -> Iterable[float]:
+        while True:  # slower by half at first, gone after a second
+            yield 1e-3 * (1 + 0.5 * max(0.0, 1 - machine.now_s))
+
+    budget = Budget(warmup_s=0.1, warmup_cap_s=10.0)
+    taken = sample({"a": machine.takes("a", settling())}, machine, budget, 0)["a"]
+    assert taken.steady is True
+    assert 0.9 < taken.warmup_s < 1.3
+    assert taken.interval.high == pytest.approx(1e-3, rel=0.03)
+
+
+def test_a_wider_share_ends_warm_up_sooner(machine: FakeMachine) -> None:
+    def settling() -> Iterable[float]:
+        while True:
+            yield 1e-3 * (1 + 0.5 * max(0.0, 1 - machine.now_s))
+
+    budget = Budget(warmup_s=0.1, warmup_cap_s=10.0, steady_share=0.05)
+    taken = sample({"a": machine.takes("a", settling())}, machine, budget, 0)["a"]
+    assert taken.steady is True
+    assert taken.warmup_s < 0.3
+
+
+def test_a_call_that_never_settles_is_warmed_up_to_the_cap_and_told(machine: FakeMachine) -> None:
+    def drifting() -> Iterable[float]:
+        while True:
+            yield 1e-3 * (1 + machine.now_s)
+
+    budget = Budget(warmup_s=0.1, warmup_cap_s=0.5)
+    taken = sample({"a": machine.takes("a", drifting())}, machine, budget, 0)["a"]
+    assert taken.steady is False
+    assert 0.5 <= taken.warmup_s < 0.5 + 2 * 1.5e-3
+
+
+def test_a_call_longer_than_the_cap_warms_up_once(machine: FakeMachine) -> None:
+    budget = Budget(min_rounds=1, samples=1, warmup_s=0.1, warmup_cap_s=1.0)
+    taken = sample({"a": machine.takes("a", 10.0)}, machine, budget, 0)["a"]
+    assert taken.warmup_s == pytest.approx(10.0)
+    assert taken.steady is False
+
+
+def test_no_warm_up_says_nothing_of_steadiness(machine: FakeMachine) -> None:
+    taken = sample({"a": machine.takes("a", 1e-3)}, machine, Budget(warmup_s=0.0), 0)["a"]
+    assert taken.steady is None
+    assert machine.log == ["a"] * (1 + 5 * (1 + 5)), "one call to size rounds by, then rounds"
+
+
+# ---- two figures -------------------------------------------------------------------------
+
+
+def test_host_time_beside_the_devices_is_kept_apart(machine: FakeMachine) -> None:
+    class Launched(FakeMachine):
+        """Each call costs its launch beside."""
+
+        def time(self, call: Call, calls: int) -> float:
+            return super().time(call, calls) + 7e-3
+
+    machine.host = Launched()
+    taken = sample({"a": machine.takes("a", 1e-3)}, machine, Budget(warmup_s=0.0), 0)["a"]
+    assert [len(r) for r in taken.host_rounds] == [2] * len(taken.rounds)
+    assert {round(t, 6) for r in taken.rounds for t in r} == {1e-3}
+    assert min(t for r in taken.host_rounds for t in r) >= 7e-3
+
+
+def test_copies_are_asked_of_the_implementation_whose_turn_it_is(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def copy(key: str, count: int) -> Copies:
+        asked.append((key, count))
+        raise LookupError
+
+    def timer(work: Work) -> Timer:
+        assert work.copy is not None
+        with pytest.raises(LookupError):
+            work.copy(3)
+        return LoopTimer(machine, work)
+
+    monkeypatch.setattr(machine, "timer", timer)
+    calls = {name: machine.takes(name, 1e-3) for name in "ab"}
+    sample(calls, machine, Budget(warmup_s=0.0), 0, copy=copy)
+    assert asked == [("a", 3), ("b", 3)]

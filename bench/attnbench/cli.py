@@ -156,6 +156,12 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a key of the grid, or measure.KEY, verify.KEY",
     )
+    preset = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("quick", "a look: 5 %% precision, 0.3 s a point; --set measure.KEY still wins"),
+        ("precise", "to publish: 1 %% precision, up to 30 s a point in each of 3 processes"),
+    ):
+        preset.add_argument(f"--{name}", action="store_const", const=name, dest="preset", help=text)
     parser.add_argument("--problem", action="append", default=[], metavar="ID",
                         help="only problems whose id begins so")  # fmt: skip
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="every N-th problem")

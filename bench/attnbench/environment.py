@@ -26,6 +26,8 @@ def describe(device: str) -> dict[str, Any]:
     import numpy
     import torch
 
+    from attnbench.measure import pinning
+
     software = {
         "attnbench": __version__,
         "python": platform.python_version(),
@@ -44,6 +46,8 @@ def describe(device: str) -> dict[str, Any]:
         "kernel": platform.release(),
     }
     context: dict[str, Any] = {"git": _git(), "os": _os_name()}
+    if device == "cpu":
+        context["threads"] = pinning.describe()
     if device.startswith("cuda"):
         gpu_identity, context["gpu"] = _gpu(torch.device(device))
         hardware |= gpu_identity

@@ -10,6 +10,7 @@ D = head_dim, E = head_dim_v.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,14 @@ class Execution:
             tensor.requires_grad_(needs_grad)
         if self.problem.direction == "backward":
             self._forward()
+
+    def twin(self) -> Execution:
+        """The same built callable over inputs of its own that hold the same contents."""
+        assert self._original is not None, "load first"
+        twin = copy.copy(self)
+        twin._tensors = []
+        twin.load(self._original)
+        return twin
 
     def forget(self) -> None:
         """Drop every result, those of the forward that a backward alone begins with too."""

@@ -185,7 +185,7 @@ def _place(
         samples.median_s,
         ceilings,
         is_exact=is_exact,
-        is_cold=samples.clock == "device" and samples.calls_per_sample == 1,
+        is_cold=samples.cache == "cold",
         clock_mhz=clock_mhz,
     )
 

@@ -64,7 +64,8 @@ class Plan:
         usable = sum(point.contender.entry.reason is None for point in group)
         flops = group[0].problem.replace(direction="both", decode=False).flops()
         reference_s = 2 * flops / _FLOPS_A_SECOND[self.device.partition(":")[0]]
-        return usable * (_OVERHEAD_S + measure.warmup_s + measure.max_s) + reference_s
+        point_s = _OVERHEAD_S + measure.warmup_cap_s + measure.max_s
+        return measure.processes * (usable * point_s + reference_s)
 
 
 def choose(globs: Iterable[str], entries: Sequence[Entry], where: str = "") -> list[Contender]:

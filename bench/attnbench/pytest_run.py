@@ -24,8 +24,10 @@ from attnbench.session import Session, open_session, reproduce
 from attnbench.suite import find_suite, list_suites, load_suite
 
 _BUILTIN = "attnbench/suites/"  # how node ids call the built-in shelf, wherever it is installed
-_SMOKE = ("measure.min_rounds=1", "measure.samples=1", "measure.max_s=1e-9", "measure.warmup_s=0",
-          "measure.ceilings_s=0")  # fmt: skip
+_SMOKE = (
+    "measure.min_rounds=1", "measure.samples=1", "measure.max_s=1e-9", "measure.warmup_s=0",
+    "measure.processes=1", "measure.ceilings_s=0",
+)  # fmt: skip
 _NOT_OURS = {  # options of pytest-benchmark that say how test functions are measured
     "benchmark_min_rounds": ("--benchmark-min-rounds", 5),
     "benchmark_max_time": ("--benchmark-max-time", "1.0"),

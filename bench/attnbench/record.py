@@ -63,12 +63,18 @@ class Samples(_Part):
     """Raw seconds a call, by process and round, and what they say.
 
     ``times_s[process][round]`` is the list of samples of one round, in the order taken.
+    With several processes the interval is over processes, else over rounds.
     """
 
-    clock: str  # "host" (perf_counter) or "device" (events)
+    clock: str  # whose time: "host" or "device"
+    method: str = ""  # in words: "perf_counter_ns", "cuda events", "cuda graph of events", …
+    fallback: str | None = None  # why a better method could not be used
+    cache: Literal["cold", "warm"] | None = None  # last-level cache when each call begins
     times_s: list[list[list[float]]]
-    calls_per_sample: int = 1
-    warmup_s: float = 0.0
+    calls_per_sample: int = 1  # in the first process
+    warmup_s: float = 0.0  # all processes together
+    spent_s: float | None = None  # the rounds, untimed calls and flushes included; likewise
+    steady: bool | None = None  # whether warm-up ended before its cap; None without warm-up
     median_s: float
     low_s: float  # 95 % interval of the median
     high_s: float
@@ -168,7 +174,8 @@ class Record(_Part):
     status: Status
     reason: str | None = None
     log_tail: str | None = None
-    samples: Samples | None = None
+    samples: Samples | None = None  # the device's own time: the headline
+    host_samples: Samples | None = None  # CUDA: wall time of the eager call, launch included
     memory: Memory | None = None
     accuracy: dict[str, TensorAccuracy] = {}  # by tensor: out, dq, dk, dv
     energy: Energy | None = None
@@ -192,7 +199,7 @@ class Record(_Part):
             for tensor, accuracy in self.accuracy.items():
                 if not accuracy.ok:
                     raise ValueError(f"status ok, but the accuracy of {tensor} is not")
-        elif self.samples is not None:
+        elif self.samples is not None or self.host_samples is not None:
             raise ValueError(f"status {self.status} must not carry samples")
         elif not self.reason:
             raise ValueError(f"status {self.status} needs a reason")

@@ -20,6 +20,7 @@ from attnbench.limits import Limits, highest_clock
 from attnbench.plan import Plan, Point
 from attnbench.pool import WorkerPool, make_task
 from attnbench.process import Event, WorkerDied
+from attnbench.processes import Held
 from attnbench.record import Energy, Implementation, Memory, Record, Samples, TensorAccuracy
 from attnbench.watch import Watch
 
@@ -79,6 +80,8 @@ class Runner:
     limits: Limits | None = None
     stop_requested: bool = False
     counts: Counter[str] = field(default_factory=Counter)
+    _process: int = 0  # of those that the group at work is measured in
+    _held: dict[str, Held] = field(default_factory=dict)  # by spec, until the last process
 
     def __post_init__(self) -> None:
         # Finding implementations has imported all of them; those that nobody asked for
@@ -108,6 +111,15 @@ class Runner:
             else:
                 where = f"{entry.file}:{entry.line}" if entry.line else entry.file
                 self._finish(point, status="unavailable", reason=f"{where}: {entry.reason}")
+        processes = self.plan.suite.measure.processes
+        for self._process in range(processes):
+            if processes > 1 and usable:
+                self.pool.drop()
+            self._work_off(usable)
+            usable = {spec: held.point for spec, held in self._held.items()}
+
+    def _work_off(self, usable: dict[str, Point]) -> None:
+        """Bring every point of ``usable`` through a process; empties it."""
         alone: dict[str, Point] = {}
         while usable:
             self._attempt(usable, alone)
@@ -132,8 +144,9 @@ class Runner:
             **make_task("measure", [p.contender for p in todo.values()], self.pool.device),
             "problem": problem.to_json(),
             "seed": suite.verify.seed,
-            "budget": suite.measure.budget,
+            "budget": suite.measure.budget(),
             "energy_s": suite.measure.energy_s,
+            "process": self._process,
         }
         self._watch.attempt_begins()
         at_work: str | None = None
@@ -170,6 +183,11 @@ class Runner:
             alone[event["who"]] = point
             return
         told = {k: v for k, v in event.items() if k not in ("event", "who", "alone")}
+        if event["status"] == "ok":
+            self._held.setdefault(event["who"], Held(point)).told.append(told)
+            if self._process + 1 < self.plan.suite.measure.processes:
+                return
+            told = self._held[event["who"]].joined()
         if self._fault(point, told):
             self._suspects.append((point, told))
         else:
@@ -227,6 +245,7 @@ class Runner:
         todo.clear()
 
     def _finish(self, point: Point, **told: Any) -> None:
+        self._held.pop(point.contender.spec, None)
         record = self._record(point, told)
         self.keep(record)
         self.counts[record.status] += 1
@@ -235,6 +254,7 @@ class Runner:
     def _record(self, point: Point, told: dict[str, Any]) -> Record:
         entry, suite = point.contender.entry, self.plan.suite
         samples, memory = told.get("samples"), told.get("memory")
+        host_samples = told.get("host_samples")
         log = told.get("log_tail")
         return Record(
             id=point.id,
@@ -261,6 +281,7 @@ class Runner:
             reason=told.get("reason"),
             log_tail=log[-_LOG_LIMIT:] if log else None,
             samples=Samples.model_validate(samples) if samples else None,
+            host_samples=Samples.model_validate(host_samples) if host_samples else None,
             memory=Memory.model_validate(memory) if memory else None,
             accuracy={
                 name: TensorAccuracy.model_validate(a)

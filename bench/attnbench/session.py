@@ -22,6 +22,7 @@ from attnbench.measure.telemetry import Sampler
 from attnbench.plan import Plan, choose, make_plan
 from attnbench.process import IMPORT_TIMEOUT_S
 from attnbench.registry import Entry
+from attnbench.settings import Preset
 from attnbench.suite import Suite
 
 
@@ -118,15 +119,18 @@ def reproduce(
     project: Path | None = None,
     impls_dirs: Sequence[Path] = (),
     overrides: Sequence[str] = (),
+    preset: Preset | None = None,
 ) -> str:
     """The beginning of the command that measures a point again; a record adds the rest.
 
     Args:
         suite: its name or file.
         device, project, impls_dirs: as in :func:`open_session`.
-        overrides: as in :func:`attnbench.suite.load_suite`.
+        overrides, preset: as in :func:`attnbench.suite.load_suite`.
     """
     words = ["attnbench", "run", suite]
+    if preset is not None:
+        words.append(f"--{preset}")
     for text in overrides:
         words += ["--set", text]
     for folder in impls_dirs:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attnbench.distributions import t_quantile
+
 _RESAMPLES = 2000
 _SEED = 20240607  # fixed: the same samples always give the same interval
 
@@ -49,6 +51,30 @@ def median_interval(rounds: Sequence[Sequence[float]]) -> Interval:
     rng = np.random.default_rng(_SEED)
     picks = rng.integers(0, len(medians), size=(_RESAMPLES, len(medians)))
     low, high = np.percentile(np.median(medians[picks], axis=1), [2.5, 97.5])
+    return Interval(median, min(float(low), median), max(float(high), median))
+
+
+def process_interval(processes: Sequence[Sequence[Sequence[float]]]) -> Interval:
+    """Median of the processes' medians, with a 95 % interval over processes.
+
+    Two processes that run the same code differ by more (1.1 % was measured, by where their
+    memory lies) than rounds inside one let see (±0.24 %), so with several of them each
+    counts once, by the median of its rounds' medians, and what its rounds scatter matters
+    only through that. The interval is Student's t of the logarithms: a percentile bootstrap
+    resamples three numbers where there are three processes, and covers 70 to 80 % instead
+    of 95 %. The t interval is wide there because three processes do not tell more.
+
+    One process says nothing of others: its interval is that of :func:`median_interval`.
+
+    Raises:
+        ValueError: a process has no sample.
+    """
+    if len(processes) == 1:
+        return median_interval(processes[0])
+    logs = np.log([median_interval(rounds).median for rounds in processes])
+    median = float(np.exp(np.median(logs)))
+    half = t_quantile(0.95, len(logs) - 1) * float(logs.std(ddof=1)) / len(logs) ** 0.5
+    low, high = np.exp(logs.mean() - half), np.exp(logs.mean() + half)
     return Interval(median, min(float(low), median), max(float(high), median))
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from attnbench import shelves
+from attnbench import settings, shelves
 from attnbench.errors import UserError, unknown
 from attnbench.presets import PRESETS
 from attnbench.problem import Problem
@@ -104,13 +104,16 @@ def list_suites(project: Path | None = None) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def load_suite(path: Path, overrides: Sequence[str] = ()) -> Suite:
+def load_suite(
+    path: Path, overrides: Sequence[str] = (), preset: settings.Preset | None = None
+) -> Suite:
     """Read and check a suite.
 
     Args:
         path: the TOML file.
         overrides: ``key=value`` texts (``--set``): a problem field, or ``measure.KEY`` or
             ``verify.KEY``; the value is TOML, or a bare word.
+        preset: how well to measure, instead of what the suite says; overrides still win.
 
     Raises:
         UserError: anything that cannot be meant, with file, key, value, nearest name.
@@ -120,6 +123,8 @@ def load_suite(path: Path, overrides: Sequence[str] = ()) -> Suite:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     file = _validate(_File, data, path, "")
+    if preset is not None:
+        file.measure.update(settings.PRESETS[preset])
     for override in overrides:
         _apply(file, override)
     if not file.impls:

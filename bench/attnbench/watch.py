@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attnbench.measure.telemetry import Sampler
+from attnbench.measure.telemetry_summary import rank
 from attnbench.record import Record
 
 MOST_REPEATS = 2
@@ -69,6 +70,11 @@ class Watch:
         strip = self._sampler.strip(begin, end, _STRIP_POINTS)
         self._telemetry = {**seen, **duration, **({"strip": strip} if strip["t_s"] else {})}
         return self._telemetry
+
+
+def gravest(telemetries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the timings of one point in several processes, the one to which most was done."""
+    return min(telemetries, key=lambda t: (rank(t.get("verdict")), -_harm(t)))
 
 
 def before_start(sampler: Sampler | None) -> list[str]:

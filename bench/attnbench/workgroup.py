@@ -8,6 +8,7 @@ its status, the others go on.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import time
@@ -23,13 +24,15 @@ from attnbench.execution import Execution
 from attnbench.failure import Failed, classify
 from attnbench.guard import Guard
 from attnbench.inputs import Inputs, make_inputs
-from attnbench.measure.clock import clock_for
+from attnbench.measure import figures, pinning
+from attnbench.measure.clock import Clock, clock_for
+from attnbench.measure.copies import ExecutionCopies
 from attnbench.measure.energy import EnergyMeter
 from attnbench.measure.kernels import what_ran
 from attnbench.measure.memory import measure_memory
 from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.problem import Problem
-from attnbench.record import Memory, Samples, TensorAccuracy
+from attnbench.record import Samples, TensorAccuracy
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
 
 Send = Callable[..., None]
@@ -45,8 +48,8 @@ class Contender:
     implementation: Attention
     execution: Execution | None = None
     accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
-    kernels: list[dict[str, Any]] = field(default_factory=list)
-    wall_s: float = 0.0
+    figures: dict[str, Samples | None] = field(default_factory=dict)  # as the record has them
+    sampled_s: float = 0.0  # in warm-up and rounds
 
     @property
     def running(self) -> Execution:
@@ -63,6 +66,7 @@ class Group:
         self.device = torch.device(task["device"])
         self.seed: int = task["seed"]
         self.budget = Budget(**task["budget"])
+        self._process: int = task["process"]  # the first one verifies and measures memory
         self._send = send
         self._alone = len(task["contenders"]) == 1
         self._task = task
@@ -71,12 +75,15 @@ class Group:
         self._ready: dict[str, Contender] = {}
         self._energy_s: float = task["energy_s"]
         self._energy_meter: EnergyMeter | None = None
+        self._phases_s: dict[str, float] = {}  # each one's time in phases of its own, but sampling
+        self._began = 0.0  # the phase that is under way
 
     def run(self) -> None:
         """Measure every contender; send a ``result`` for each."""
         self._send("step", who=None, phase="reference")
         inputs = self._inputs(self.seed)
-        self._prepare_truth(self.seed, inputs)
+        if self._process == 0:
+            self._prepare_truth(self.seed, inputs)
         for told in self._task["contenders"]:
             self._try(told["key"], self._build_and_verify, told, inputs)
         del inputs
@@ -86,7 +93,6 @@ class Group:
     # ---- phases ----------------------------------------------------------------------
 
     def _build_and_verify(self, told: dict[str, Any], inputs: Inputs) -> None:
-        started = time.perf_counter()
         self._step(told["key"], "import")
         contender = Contender(told["key"], registry.make(told))
         self._step(contender.key, "build")
@@ -97,8 +103,8 @@ class Group:
         contender.execution.load(inputs)
         contender.execution.step()
         self._synchronize()
-        contender.accuracy = self._judge(contender, self.seed, inputs)
-        contender.wall_s += time.perf_counter() - started
+        if self._process == 0:
+            contender.accuracy = self._judge(contender, self.seed, inputs)
         self._ready[contender.key] = contender
 
     def _time(self) -> None:
@@ -108,42 +114,53 @@ class Group:
         inputs = self._inputs(seed)
         self._prepare_truth(seed, inputs)
         self._try_all(self._load, inputs)
-        clock = clock_for(self.device)
-        taken = self._sample_survivors(clock)
-        self._try_all(self._check_again, seed, inputs)
-        self._try_all(self._measure_memory, taken, clock.name)
+        clock = clock_for(self.device, self.budget.cache)
+        with pinning.pinned() if self.device.type == "cpu" else contextlib.nullcontext():
+            taken = self._sample_survivors(clock)
+        self._try_all(self._check_again, seed, inputs, taken, clock)
+        taken.clear()  # graphs and copies hold memory
+        self._try_all(self._inspect)
 
     def _load(self, key: str, inputs: Inputs) -> None:
         self._step(key, "load")
         self._ready[key].running.load(inputs)
 
-    def _check_again(self, key: str, seed: int, inputs: Inputs) -> None:
-        contender = self._ready[key]
+    def _check_again(
+        self, key: str, seed: int, inputs: Inputs, taken: dict[str, Taken], clock: Clock
+    ) -> None:
+        contender, own = self._ready[key], taken[key]
         self._step(key, "check again")
         again = self._judge(contender, seed, inputs)
         contender.accuracy = _worse(contender.accuracy, again)
+        assert own.timer is not None
+        if (fault := own.timer.fault()) is not None:
+            raise Failed("incorrect", f"what was timed ({own.timer.method}): {fault}")
+        contender.sampled_s = own.warmup_s + own.spent_s
+        contender.figures = {
+            "samples": figures.headline(own, clock, self.budget),
+            "host_samples": figures.host_time(own, clock, self.budget),
+        }
 
-    def _measure_memory(self, key: str, taken: dict[str, Taken], clock: str) -> None:
+    def _inspect(self, key: str) -> None:
         contender = self._ready[key]
-        self._step(key, "memory")
-        memory = measure_memory(contender.running, self.device)
-        contender.running.prepare()
-        contender.kernels = what_ran(contender.running.step, self.device)
-        self._guard.check()
-        self._succeed(contender, taken[key], clock, memory, self._measure_energy(contender))
+        self._succeed(contender, self._untimed(contender) if self._process == 0 else {})
 
-    def _measure_energy(self, contender: Contender) -> dict[str, Any]:
-        """Fields of the result, where the suite asks for energy."""
-        if not self._energy_s:
-            return {}
-        self._step(contender.key, "energy")
-        if self._energy_meter is None:
-            self._energy_meter = EnergyMeter(self.device, self._energy_s)
-        told = self._energy_meter.measure(contender.running.step)
+    def _untimed(self, contender: Contender) -> dict[str, Any]:
+        """Fields of the result that come from passes of their own."""
+        running = contender.running
+        self._step(contender.key, "memory")
+        memory = measure_memory(running, self.device)
+        running.prepare()
+        told = {"memory": memory.model_dump(), "kernels": what_ran(running.step, self.device)}
+        if self._energy_s:
+            self._step(contender.key, "energy")
+            if self._energy_meter is None:
+                self._energy_meter = EnergyMeter(self.device, self._energy_s)
+            told |= self._energy_meter.measure(running.step)
         self._guard.check()
         return told
 
-    def _sample_survivors(self, clock: Any) -> dict[str, Taken]:
+    def _sample_survivors(self, clock: Clock) -> dict[str, Taken]:
         """Sample everybody; one that fails while timed drops out and the rest start again."""
         while self._ready:
             at_work = next(iter(self._ready))
@@ -157,7 +174,8 @@ class Group:
             calls = {key: c.running.step for key, c in self._ready.items()}
             begin = _now()
             try:
-                taken = sample(calls, clock, self.budget, self.seed, announce)
+                seed = self.seed + self._process  # another order in each
+                taken = sample(calls, clock, self.budget, seed, announce, self._copies)
                 self._guard.check()
                 self._send("sampled", begin=begin, end=_now())
                 return taken
@@ -166,6 +184,9 @@ class Group:
             del calls
             self._fail(at_work, failed)
         return {}
+
+    def _copies(self, key: str, count: int) -> ExecutionCopies:
+        return ExecutionCopies(self._ready[key].running, count)
 
     # ---- truth -----------------------------------------------------------------------
 
@@ -215,13 +236,19 @@ class Group:
         SystemExit and KeyboardInterrupt too: they are the plugin's, a user's Ctrl-C does not
         reach this process.
         """
+        self._began = time.perf_counter()
         try:
             phase(*words)
             self._guard.check()
+            self._phases_s[key] = self._phase_s(key)
             return
         except BaseException as error:
             failed = classify(error)
         self._fail(key, failed)  # only here is nothing left that holds on to its tensors
+
+    def _phase_s(self, key: str) -> float:
+        """Its phases so far, the one under way included."""
+        return self._phases_s.get(key, 0.0) + time.perf_counter() - self._began
 
     def _fail(self, key: str, failed: Failed) -> None:
         self._guard.restore()
@@ -241,35 +268,16 @@ class Group:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
-    def _succeed(
-        self,
-        contender: Contender,
-        taken: Taken,
-        clock: str,
-        memory: Memory,
-        energy: dict[str, Any],
-    ) -> None:
-        interval = taken.interval
-        samples = Samples(
-            clock=clock,
-            times_s=[taken.rounds],
-            calls_per_sample=taken.calls_per_sample,
-            warmup_s=taken.warmup_s,
-            median_s=interval.median,
-            low_s=interval.low,
-            high_s=interval.high,
-            converged=taken.is_precise(self.budget),
-        )
+    def _succeed(self, contender: Contender, untimed: dict[str, Any]) -> None:
+        told = {name: part and part.model_dump() for name, part in contender.figures.items()}
         self._send(
             "result",
             who=contender.key,
             status="ok",
-            samples=samples.model_dump(),
-            memory=memory.model_dump(),
-            **energy,
-            kernels=contender.kernels,
+            **told,
+            **untimed,
             accuracy={name: a.model_dump() for name, a in contender.accuracy.items()},
-            wall_s=contender.wall_s + taken.warmup_s + taken.spent_s,
+            wall_s=self._phase_s(contender.key) + contender.sampled_s,
         )
 
     def _synchronize(self) -> None:

@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
     console = Console()
     shard = parse_shard(arguments.shard)
     path = find_suite(arguments.suite, arguments.project)
-    suite = load_suite(path, arguments.set)
+    suite = load_suite(path, arguments.set, arguments.preset)
     with open_session(
         arguments.project,
         arguments.device,
@@ -53,6 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
             project=arguments.project,
             impls_dirs=arguments.impls_dir,
             overrides=arguments.set,
+            preset=arguments.preset,
         )
         stopped = _measure(console, session, plan, file, command)
     records = _records(plan, file)

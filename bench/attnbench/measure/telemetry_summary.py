@@ -92,10 +92,11 @@ def summarise(
         absent: reasons of the signals that cannot be had.
 
     Returns:
-        Plain JSON: ``verdict``; ``notes``, its grounds in words, the gravest first; ``samples``, how many lie
-        inside; ``longest_gap_s`` between them; ``signals``, each with min, median, max and
-        mean; ``throttle``, the share of samples in which each reason was active; ``others``
-        and ``gpu_others``, the other processes seen; ``absent``, why the rest is missing.
+        Plain JSON: ``verdict``; ``notes``, its grounds in words, the gravest first; ``samples``,
+        how many lie inside; ``longest_gap_s`` between them; ``signals``, each with min,
+        median, max and mean; ``throttle``, the share of samples in which each reason was
+        active; ``others`` and ``gpu_others``, the other processes seen; ``absent``, why the
+        rest is missing.
         What could not be seen has no entry but its reason.
     """
     near = [s for s in samples if t0 - _NEAR_S <= s.t <= t1 + _NEAR_S]
@@ -140,6 +141,12 @@ def strip(samples: Sequence[Sample], t0: float, t1: float, points: int = 60) -> 
     if any(reasons):
         series["throttle"] = reasons
     return series
+
+
+def rank(verdict: str | None) -> int:
+    """0 for the gravest verdict; what is no verdict comes last."""
+    told = [str(v) for v in _GRAVEST_FIRST]
+    return told.index(verdict) if verdict in told else len(told)
 
 
 def is_hot(sample: Sample) -> bool:

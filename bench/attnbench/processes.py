@@ -1,0 +1,64 @@
+"""Several processes a point: what each told is kept, and becomes one record at the end.
+
+Two processes that run the same code differ by more than one of them can see (see
+``attnbench.stats.process_interval``), so ``[measure] processes`` measures a problem in that
+many fresh ones, one after the other. The first verifies and measures memory; the later ones
+take samples, and verify again what they timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attnbench.plan import Point
+from attnbench.record import Samples
+from attnbench.stats import process_interval
+from attnbench.watch import gravest
+
+
+@dataclass
+class Held:
+    """A point that went well so far, and what each process told of it."""
+
+    point: Point
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def joined(self) -> dict[str, Any]:
+        """As if one process had told all of it; what only the first measured is the first's."""
+        whole = dict(self.told[0])
+        for name in ("samples", "host_samples"):
+            if whole.get(name) is not None:
+                parts = [Samples.model_validate(told[name]) for told in self.told]
+                whole[name] = join(parts).model_dump()
+        whole["telemetry"] = gravest([told["telemetry"] for told in self.told])
+        whole["wall_s"] = sum(told["wall_s"] for told in self.told)
+        return whole
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+    """The samples of several processes as one, with the interval over processes.
+
+    ``converged`` and ``steady`` hold if they do in every process.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    times_s = [rounds for part in parts for rounds in part.times_s]
+    interval = process_interval(times_s)
+    spent = [part.spent_s for part in parts if part.spent_s is not None]
+    steady = [part.steady for part in parts if part.steady is not None]
+    return parts[0].model_copy(
+        update={
+            "method": " or ".join(dict.fromkeys(part.method for part in parts)),
+            "fallback": "; ".join(dict.fromkeys(p.fallback for p in parts if p.fallback)) or None,
+            "times_s": times_s,
+            "warmup_s": sum(part.warmup_s for part in parts),
+            "spent_s": sum(spent) if spent else None,
+            "steady": all(steady) if steady else None,
+            "median_s": interval.median,
+            "low_s": interval.low,
+            "high_s": interval.high,
+            "converged": all(part.converged for part in parts),
+        }
+    )
