@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import HEALTHY, measure, write_suite
 
 from attnbench.processes import Held, join
 from attnbench.record import Samples
+from attnbench.session import open_session
 from attnbench.stats import median_interval, process_interval
+
+LATE = """
+import os
+from pathlib import Path
+from torch.nn.functional import scaled_dot_product_attention
+from attnbench import register
+
+SEEN = Path({seen!r})
+
+@register("{name}")
+def attend(q, k, v, problem):
+    with open(SEEN, "a") as seen:
+        print(os.getpid(), file=seen)
+    is_first = SEEN.read_text().split()[0] == str(os.getpid())
+    out = scaled_dot_product_attention(q, k, v)
+    return out if is_first or not {is_wrong} else 1.1 * out
+"""
 
 
 def part(level_s: float, **changes: Any) -> Samples:
@@ -70,3 +90,37 @@ def test_what_only_the_first_process_measured_is_kept() -> None:
     assert whole["host_samples"] is None
     assert len(whole["samples"]["times_s"]) == 2
     assert whole["wall_s"] == 8.0
+
+
+# ---- through real workers ----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_process_is_a_fresh_one_and_who_fails_in_a_later_one_has_failed(
+    tmp_path: Path,
+) -> None:
+    impls = tmp_path / "impls"
+    impls.mkdir()
+    for name, is_wrong in (("steady", False), ("late", True)):
+        text = LATE.format(seen=str(tmp_path / name), name=name, is_wrong=is_wrong)
+        (impls / f"{name}.py").write_text(text)
+    (impls / "healthy.py").write_text(HEALTHY.format(name="healthy"))
+    suite = write_suite(tmp_path, ["steady", "late", "healthy"])
+    suite.write_text(suite.read_text() + "processes = 2\n")
+    with open_session(tmp_path, "cpu", lock=False) as session:
+        records = measure(session, suite, tmp_path)
+    told = {spec: record for (spec, _), record in records.items()}
+    assert {spec: r.status for spec, r in told.items()} == {
+        "steady": "ok", "late": "incorrect", "healthy": "ok",
+    }  # fmt: skip
+    assert "1.1" in (told["late"].reason or "")
+    assert len(set((tmp_path / "steady").read_text().split())) == 2
+    for spec in ("steady", "healthy"):
+        samples, memory = told[spec].samples, told[spec].memory
+        assert samples is not None
+        assert len(samples.times_s) == 2
+        assert all(len(rounds) >= 2 for rounds in samples.times_s)
+        assert memory is not None
+        assert memory.peak_bytes is not None
+        assert (samples.method, samples.cache) == ("perf_counter_ns", "warm")
+        assert (told[spec].wall_s or 0) > (samples.spent_s or 0) > 0
