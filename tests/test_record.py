@@ -138,6 +138,19 @@ def test_impossible_samples_are_refused(changes, says):
         samples(**changes)
 
 
+def test_a_point_that_failed_carries_no_figure_of_either_clock():
+    for name in ("samples", "host_samples"):
+        with pytest.raises(ValidationError, match="must not carry samples"):
+            record("error", **{name: samples()})
+
+
+def test_both_figures_read_back():
+    both = record(host_samples=samples(cache="cold", method="perf_counter_ns, synchronized"))
+    read = Record.model_validate_json(both.to_line())
+    assert read.host_samples == both.host_samples
+    assert read.samples.cache is None, "an older record does not say"
+
+
 # ---- never NaN -------------------------------------------------------------------------
 
 NOT_NUMBERS = [math.nan, math.inf, -math.inf]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from attnbench.stats import median_interval
+from attnbench.stats import median_interval, process_interval
 
 REPEATS = 200
 
@@ -95,3 +95,61 @@ def test_the_median_lies_inside_its_interval() -> None:
         assert interval.low <= interval.median <= interval.high
         assert min(map(min, rounds)) <= interval.low
         assert interval.high <= max(map(max, rounds))
+
+
+# ---- processes ---------------------------------------------------------------------------
+
+
+def processes(count: int, between: float, inside: float = 0.0024) -> list[list[np.ndarray]]:
+    """Experiments: processes of ten rounds of five, with a level of each process; median 1."""
+    rng = np.random.default_rng(11)
+    return [
+        [np.exp(between * rng.normal() + inside * rng.normal(size=(10, 5))) for _ in range(count)]
+        for _ in range(REPEATS)
+    ]
+
+
+def process_coverage(count: int, between: float) -> float:
+    told = [process_interval(p) for p in processes(count, between)]  # type: ignore[arg-type]
+    return float(np.mean([i.low <= 1.0 <= i.high for i in told]))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("between", [0.003, 0.011, 0.05])
+def test_the_interval_over_processes_covers_however_much_they_differ(
+    count: int, between: float
+) -> None:
+    assert 0.91 <= process_coverage(count, between) <= 0.99
+
+
+def test_intervals_over_rounds_or_resampled_processes_would_not_cover() -> None:
+    """The broken ways: all rounds alike, and a percentile bootstrap over three processes."""
+    rng = np.random.default_rng(5)
+    pooled, resampled = [], []
+    for measured_PRS in processes(3, 0.011):
+        told = median_interval([list(r) for p in measured_PRS for r in p])
+        pooled.append(told.low <= 1.0 <= told.high)
+        centres_P = np.array([np.median(np.median(p, axis=1)) for p in measured_PRS])
+        medians = np.median(centres_P[rng.integers(0, 3, size=(500, 3))], axis=1)
+        low, high = np.percentile(medians, [2.5, 97.5])
+        resampled.append(low <= 1.0 <= high)
+    assert np.mean(pooled) < 0.8
+    assert np.mean(resampled) < 0.85
+
+
+def test_one_process_has_the_interval_of_its_rounds() -> None:
+    rounds = [[1.0, 1.1], [1.2, 1.0], [1.3, 1.1]]
+    assert process_interval([rounds]) == median_interval(rounds)
+
+
+def test_the_figure_of_several_processes_is_the_median_of_theirs() -> None:
+    told = process_interval([[[1.0]], [[1.02]], [[9.0]]])
+    assert told.median == pytest.approx(1.02), "one disturbed process does not move it"
+    assert told.low < 1.0
+    assert told.high > 9.0
+
+
+def test_equal_processes_have_an_interval_without_width() -> None:
+    told = process_interval([[[2.0]]] * 3)
+    assert told.low == pytest.approx(2.0)
+    assert told.low <= told.median <= told.high

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnbench.distributions import t_quantile
 
@@ -41,9 +42,7 @@ def median_interval(rounds: Sequence[Sequence[float]]) -> Interval:
     Raises:
         ValueError: there is no sample.
     """
-    medians = np.array([np.median(r) for r in rounds if len(r)], dtype=np.float64)
-    if not len(medians):
-        raise ValueError("no samples")
+    medians = _round_medians(rounds)
     median = float(np.median(medians))
     if len(medians) == 1:
         samples = np.concatenate([np.asarray(r) for r in rounds if len(r)])
@@ -71,7 +70,7 @@ def process_interval(processes: Sequence[Sequence[Sequence[float]]]) -> Interval
     """
     if len(processes) == 1:
         return median_interval(processes[0])
-    logs = np.log([median_interval(rounds).median for rounds in processes])
+    logs = np.log([np.median(_round_medians(rounds)) for rounds in processes])
     median = float(np.exp(np.median(logs)))
     half = t_quantile(0.95, len(logs) - 1) * float(logs.std(ddof=1)) / len(logs) ** 0.5
     low, high = np.exp(logs.mean() - half), np.exp(logs.mean() + half)
@@ -92,3 +91,10 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum.accumulate(stepped[::-1])[::-1]
     return [float(a) for a in np.minimum(adjusted, 1.0)]
+
+
+def _round_medians(rounds: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    medians = np.array([np.median(r) for r in rounds if len(r)], dtype=np.float64)
+    if not len(medians):
+        raise ValueError("no samples")
+    return medians

@@ -1,0 +1,73 @@
+"""Each OpenMP thread has a core of its own while sampling, and is let go afterwards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnbench.measure import pinning
+
+MASK = os.sched_getaffinity(0)
+needs_openmp = pytest.mark.skipif(
+    isinstance(pinning.plan({}), str), reason=f"cannot pin here: {pinning.plan({})}"
+)
+
+
+def cores(folder: Path, *siblings: str) -> Path:
+    """CPUs with the siblings of each."""
+    for cpu, shared in enumerate(siblings):
+        (folder / f"cpu{cpu}" / "topology").mkdir(parents=True)
+        (folder / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(shared + "\n")
+    return folder
+
+
+def masks_of_threads() -> list[set[int]]:
+    return [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
+
+
+def test_whole_cores_go_before_their_siblings_and_the_last_before_the_first(
+    tmp_path: Path,
+) -> None:
+    cpus = cores(tmp_path, "0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7")
+    assert pinning.choose(range(8), 4, cpus) == [7, 6, 5, 4]
+    assert pinning.choose(range(8), 6, cpus) == [7, 6, 5, 4, 3, 2]
+    assert pinning.choose([0, 1, 4], 2, cpus) == [4, 1], "0 is a sibling of 4"
+
+
+def test_cores_that_are_not_described_are_cores(tmp_path: Path) -> None:
+    assert pinning.choose([3, 5], 2, tmp_path) == [5, 3]
+
+
+def test_more_threads_than_cpus_are_left_alone(tmp_path: Path) -> None:
+    assert pinning.choose([0, 1], 3, tmp_path) == "3 threads, but only 2 CPUs are allowed"
+
+
+@pytest.mark.parametrize("name", ["OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"])
+def test_what_the_user_has_settled_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "false")
+    assert pinning.plan() == f"{name} is set"
+    assert pinning.describe() == f"not pinned: {name} is set"
+    with pinning.pinned():
+        assert os.sched_getaffinity(0) == MASK
+
+
+@needs_openmp
+def test_every_thread_of_the_team_is_bound_inside_and_free_again_after() -> None:
+    torch.randn(1 << 20).add_(1)  # the team is there
+    planned = pinning.plan({})
+    assert isinstance(planned, list)
+    with pinning.pinned():
+        assert os.sched_getaffinity(0) == {planned[0]}
+        bound = masks_of_threads()
+        assert all({cpu} in bound for cpu in planned)
+    assert all(mask == MASK for mask in masks_of_threads())
+
+
+@needs_openmp
+def test_threads_are_let_go_after_a_failure_too() -> None:
+    with pytest.raises(LookupError), pinning.pinned():
+        raise LookupError
+    assert os.sched_getaffinity(0) == MASK
