@@ -222,13 +222,28 @@ def test_an_implausible_time_is_an_error_and_no_record_of_a_time(
 
 
 def test_ceilings_that_were_too_low_are_measured_again_before_anybody_is_accused(
-    session: Session, tmp_path: Path
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def measure(limits: Limits) -> None:
+        assert limits.pool.is_fresh, "who is suspected may have meddled in the old worker"
+        limits.environment["ceilings"] = told(1e15)
+
+    monkeypatch.setattr(Limits, "_measure", measure)
     record = run(session, tmp_path, told(1e3), budget_s=0.1)
     assert record.status == "ok", record.reason
     kept = json.loads((tmp_path / "kept" / f"environment-{record.environment}.json").read_text())
-    assert kept["ceilings"]["matmul"]["float32"]["best"] > 1e6
+    assert kept["ceilings"]["matmul"]["float32"]["best"] == 1e15
     placed = place_record(record, kept)
     assert placed is not None
     assert placed.share is not None
-    assert placed.share < 1.2
+    assert placed.share < 1
+
+
+def test_a_real_worker_measures_them_before_any_plugin_was_at_work(session: Session) -> None:
+    limits = Limits(session.pool, dict(session.environment), None, budget_s=0.1)
+    limits.environment.pop("ceilings", None)
+    assert limits.settle().startswith("Ceilings measured: copy ")
+    assert session.pool.is_fresh, "the worker that measured them serves the first problem too"
+    found = ceilings_of(limits.environment)
+    assert found is not None
+    assert found.matmul["float32"].best > 1e6
