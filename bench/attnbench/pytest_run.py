@@ -22,6 +22,7 @@ from attnbench.process import WorkerDied
 from attnbench.pytest_suite import SuiteFile, SuiteRun
 from attnbench.session import Session, open_session, reproduce
 from attnbench.suite import find_suite, list_suites, load_suite
+from attnbench.watch import before_start, closing_lines
 
 _BUILTIN = "attnbench/suites/"  # how node ids call the built-in shelf, wherever it is installed
 _SMOKE = (
@@ -189,6 +190,12 @@ class BenchmarkRun:
             if isinstance(item.parent, SuiteFile) and item.get_closest_marker("skip") is None:
                 item.parent.select(item)
 
+    def pytest_report_collectionfinish(self) -> list[str]:
+        """Before anything is measured: who else is at work on the machine."""
+        if self._session is None:
+            return []
+        return [f"attnbench: {line}" for line in before_start(self._session.pool.sampler)]
+
     @pytest.hookimpl(wrapper=True)
     def pytest_terminal_summary(
         self, terminalreporter: pytest.TerminalReporter
@@ -201,6 +208,9 @@ class BenchmarkRun:
             if self._session is not None and files:
                 terminalreporter.section("attnbench")
                 terminalreporter.line(f"measured on {self._session.device}, {self._machine()}")
+                records = [r for suite in self._suites for r in suite.records.values()]
+                for line in closing_lines(records):
+                    terminalreporter.line(line)
                 paths = [os.path.relpath(file) for file in files]
                 terminalreporter.line(f"records: {', '.join(paths)}")
                 terminalreporter.line(f"page:    attnbench report {' '.join(paths)}")

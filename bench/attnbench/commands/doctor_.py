@@ -13,6 +13,7 @@ from rich.table import Table
 
 from attnbench import environment as environments
 from attnbench import shelves
+from attnbench.measure.sight import energy_sight, telemetry_sight
 from attnbench.session import Session, open_session
 
 _EXTRAS = {
@@ -76,6 +77,7 @@ def _checks(session: Session) -> list[tuple[str, bool | None, str]]:
         is_good = True if not absent else (False if needed else None)
         text = f"no {', '.join(absent)}: pip install 'attnbench[{extra}]'" if absent else "there"
         found.append((f"extra {extra}", is_good, text))
+    found += _sight(session)
     broken = [e for e in session.entries if e.reason is not None]
     usable = len(session.entries) - len(broken)
     found.append(("implementations", usable > 0, f"{usable} can be loaded"))
@@ -87,3 +89,23 @@ def _checks(session: Session) -> list[tuple[str, bool | None, str]]:
         places = shelves.find(kind, session.project)
         found.append((f"shelf {kind}", bool(places), ", ".join(map(str, places)) or "none"))
     return found
+
+
+def _sight(session: Session) -> list[tuple[str, bool | None, str]]:
+    """What can be seen of the machine while something is measured."""
+    gpu_uuid = environments.gpu_uuid(session.environment)
+    seen = telemetry_sight(session.device, gpu_uuid)
+    there = [signal for signal, why in seen.items() if why is None]
+    found: list[tuple[str, bool | None, str]] = [
+        ("telemetry", True if there else None, f"sees {', '.join(there) or 'nothing'}")
+    ]
+    reasons: dict[str, list[str]] = {}
+    for signal, why in seen.items():
+        if why is not None:
+            reasons.setdefault(why, []).append(signal)
+    found += [
+        ("telemetry", None, f"cannot see {', '.join(signals)}: {why}")
+        for why, signals in reasons.items()
+    ]
+    is_there, text = energy_sight(session.device, gpu_uuid)
+    return [*found, ("energy", True if is_there else None, text if is_there else f"none: {text}")]

@@ -103,6 +103,8 @@ class CpuProbe:
     # ---- processor time --------------------------------------------------------------
 
     def _read_time(self) -> None:
+        if self._worker is not None:
+            self._add_wait()
         cores = self._core_seconds()
         if cores is None:
             return
@@ -164,7 +166,6 @@ class CpuProbe:
             return None
         now_s, last_s = sum(p.family_s for p in found), self._last_worker_s
         self._last_worker_s = now_s
-        self._add_wait()
         # It shrinks only when a child ends that nobody waits for; its time was booked before.
         return None if last_s is None else max(0.0, now_s - last_s)
 
@@ -288,7 +289,7 @@ class CpuProbe:
         counts = [int(text) for text in map(_try, files) if text]
         if counts:
             self.counters["throttle_events"] = sum(counts)
-        elif cores:
+        else:
             self.absent["throttle_events"] = "this processor's driver counts none"
 
     def _text(self, path: str, *signals: str) -> str | None:

@@ -92,11 +92,11 @@ def summarise(
         absent: reasons of the signals that cannot be had.
 
     Returns:
-        Plain JSON: ``verdict``; ``notes``, its grounds in words, the gravest first; ``samples``,
-        how many lie inside; ``longest_gap_s`` between them; ``signals``, each with min,
-        median, max and mean; ``throttle``, the share of samples in which each reason was
-        active; ``others`` and ``gpu_others``, the other processes seen; ``absent``, why the
-        rest is missing.
+        Plain JSON: ``verdict``; ``notes``, its grounds in words, the gravest first;
+        ``samples``, how many lie inside; ``longest_gap_s`` between them; ``signals``, each with
+        min, median, max and mean; ``throttle``, the share of samples in which each reason
+        was active; ``others`` and ``gpu_others``, the other processes seen; ``absent``, why
+        the rest is missing.
         What could not be seen has no entry but its reason.
     """
     near = [s for s in samples if t0 - _NEAR_S <= s.t <= t1 + _NEAR_S]
