@@ -114,12 +114,14 @@ def _plugs(libc: ctypes.CDLL) -> Iterator[int]:
     written to, so they are not resident.
     """
     usage = libc.mallinfo2()
-    size = usage.fordblks
+    size = left = usage.fordblks
     while size >= _SMALL_BYTES:
         block = libc.malloc(size)
         after = libc.mallinfo2()
         if block and after.hblks == usage.hblks:
             yield block
+            left -= size
+            size = min(size, left)  # never more than all holes: another malloc may be in place
             continue
         libc.free(block)  # no hole of this size is left
         size //= 2
