@@ -10,7 +10,7 @@ D = head_dim, E = head_dim_v.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ import torch
 from attnbench.inputs import Inputs
 from attnbench.plugin import Attention, ForwardBackward, Layout
 from attnbench.problem import Problem
+from attnbench.watch.storage import not_real
 
 _NAMES = ("q", "k", "v")
 
@@ -77,6 +78,39 @@ class Execution:
         if self.problem.direction == "backward":
             self._forward()
 
+    @property
+    def loaded(self) -> dict[str, torch.Tensor]:
+        """What the implementation is given (q, k, v, grad_out), as views in BHSD."""
+        batch = self.problem.batch
+        return {
+            name: from_layout(x.data, self._layout, batch)
+            for name, x in zip((*_NAMES, "grad_out"), self._tensors, strict=True)
+        }
+
+    @property
+    def returned(self) -> list[torch.Tensor]:
+        """The tensors of the last step, as they were returned; nobody needs them any more.
+
+        Not the output if the backward is timed alone, which may be made from it again.
+        """
+        last: list[Any] = [*self._gradients]
+        if self.problem.direction != "backward":
+            last.append(self._out)
+        return [x.detach() for x in last if type(x) is torch.Tensor]
+
+    def multiply(self, factors: Mapping[str, torch.Tensor]) -> None:
+        """Multiply what is loaded in place, by name (untimed); the last results are dropped.
+
+        For the backward alone, grad_out changes only when the forward has been run again.
+        """
+        loaded = self.loaded
+        for name in _NAMES:
+            loaded[name].mul_(factors[name])
+        self.forget()
+        if self.problem.direction == "backward":
+            self._forward()
+        loaded["grad_out"].mul_(factors["grad_out"])
+
     def forget(self) -> None:
         """Drop the last step's results, so that their memory is not counted in the next."""
         self._gradients = ()
@@ -99,6 +133,9 @@ class Execution:
             for name, gradient, shape in zip(_NAMES, self._gradients, shapes, strict=True):
                 self._check(f"d{name}", gradient, shape)
                 named[f"d{name}"] = gradient
+        for name, tensor in named.items():
+            if (fault := not_real(name, tensor, may_repeat=name != "out")) is not None:
+                raise WrongOutput(fault)
         return {
             name: from_layout(tensor.detach(), self._layout, p.batch)
             for name, tensor in named.items()

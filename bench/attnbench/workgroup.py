@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,14 @@ from attnbench.execution import Execution
 from attnbench.failure import Failed, classify
 from attnbench.guard import Guard
 from attnbench.inputs import Inputs, make_inputs
-from attnbench.measure.clock import clock_for
+from attnbench.measure.clock import Clock, clock_for
 from attnbench.measure.memory import peak_memory
 from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.problem import Problem
 from attnbench.record import Memory, Samples, TensorAccuracy
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
+from attnbench.watch.surprise import Surprise
+from attnbench.watch.watcher import Watch
 
 Send = Callable[..., None]
 
@@ -39,6 +41,7 @@ class Contender:
     key: str
     implementation: Attention
     execution: Execution | None = None
+    watch: Watch | None = None
     accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
     wall_s: float = 0.0
 
@@ -47,6 +50,12 @@ class Contender:
         """The built execution."""
         assert self.execution is not None
         return self.execution
+
+    @property
+    def watched(self) -> Watch:
+        """The watch over it."""
+        assert self.watch is not None
+        return self.watch
 
 
 class Group:
@@ -85,8 +94,10 @@ class Group:
         contender.execution = Execution(
             contender.implementation, self.problem, self.device, self.seed
         )
+        contender.watch = Watch(contender.execution, self.device)
         self._step(contender.key, "verify")
         contender.execution.load(inputs)
+        contender.watch.loaded()
         contender.execution.step()
         self._synchronize()
         contender.accuracy = self._judge(contender, self.seed, inputs)
@@ -99,21 +110,37 @@ class Group:
         self._send("step", who=None, phase="reference")
         inputs = self._inputs(seed)
         self._prepare_truth(seed, inputs)
-        self._try_all(self._load, inputs)
+        self._try_all(self._load, seed, inputs)
         clock = clock_for(self.device)
         taken = self._sample_survivors(clock)
-        self._try_all(self._check_again, seed, inputs)
+        surprise = Surprise(self.problem, self.device)
+        self._try_all(self._check_again, seed, inputs, taken, clock, surprise)
         self._try_all(self._measure_memory, taken, clock.name)
 
-    def _load(self, key: str, inputs: Inputs) -> None:
+    def _load(self, key: str, seed: int, inputs: Inputs) -> None:
         self._step(key, "load")
-        self._ready[key].running.load(inputs)
+        contender = self._ready[key]
+        contender.running.load(inputs)
+        if self.problem.dropout_p > 0:  # a truth for each call would cost more than the calls
+            contender.watched.loaded()
+        else:
+            contender.watched.loaded(lambda got: self._compare(contender, seed, inputs, got))
 
-    def _check_again(self, key: str, seed: int, inputs: Inputs) -> None:
+    def _check_again(
+        self,
+        key: str,
+        seed: int,
+        inputs: Inputs,
+        taken: dict[str, Taken],
+        clock: Clock,
+        surprise: Surprise,
+    ) -> None:
         contender = self._ready[key]
         self._step(key, "check again")
         again = self._judge(contender, seed, inputs)
         contender.accuracy = _worse(contender.accuracy, again)
+        contender.watched.inspect()
+        surprise.check(contender.watched, contender.running, clock, taken[key])
 
     def _measure_memory(self, key: str, taken: dict[str, Taken], clock: str) -> None:
         contender = self._ready[key]
@@ -130,15 +157,17 @@ class Group:
 
             def announce(key: str, phase: str) -> None:
                 nonlocal at_work
-                self._guard.check()  # of the turn that just ended, which is still at work
                 at_work = key
                 self._step(key, phase)
+                self._ready[key].watched.turn_begins(phase)
+
+            def ended(key: str) -> None:
+                self._guard.check()
+                self._ready[key].watched.turn_ended()
 
             calls = {key: c.running.step for key, c in self._ready.items()}
             try:
-                taken = sample(calls, clock, self.budget, self.seed, announce)
-                self._guard.check()
-                return taken
+                return sample(calls, clock, self.budget, self.seed, announce, ended)
             except BaseException as error:
                 failed = classify(error)
             del calls
@@ -149,20 +178,26 @@ class Group:
 
     def _judge(self, contender: Contender, seed: int, inputs: Inputs) -> dict[str, TensorAccuracy]:
         """Compare the last step with the reference; raise ``Failed`` if it is wrong."""
-        execution = contender.running
-        results = execution.results()
-        changed = execution.changed_input()
+        results = contender.watched.results()
+        changed = contender.watched.changed_input()
         if changed is not None:
             raise Failed("incorrect", f"it overwrote its input {changed}")
+        accuracy = self._compare(contender, seed, inputs, results)
+        contender.watched.remember()
+        return accuracy
+
+    def _compare(
+        self, contender: Contender, seed: int, inputs: Inputs, results: Mapping[str, torch.Tensor]
+    ) -> dict[str, TensorAccuracy]:
         if self.problem.dropout_p > 0:
-            yardstick = make_yardstick(self.problem, inputs, execution.keep_mask())
+            yardstick = make_yardstick(self.problem, inputs, contender.running.keep_mask())
         else:
             yardstick = self._yardstick(seed, inputs)
         accuracy = judge(
             yardstick, results, approximate=contender.implementation.kind == "approximate"
         )
         if not passed(accuracy):
-            raise Failed("incorrect", explain(accuracy))
+            raise Failed("incorrect", contender.watched.name() or explain(accuracy))
         return accuracy
 
     def _inputs(self, seed: int) -> Inputs:

@@ -69,6 +69,7 @@ def sample(
     budget: Budget,
     seed: int,
     announce: Callable[[Key, str], None] = lambda key, phase: None,
+    ended: Callable[[Key], None] = lambda key: None,
 ) -> dict[Key, Taken]:
     """Warm up and measure all calls in interleaved rounds.
 
@@ -78,11 +79,13 @@ def sample(
         budget: precision and caps.
         seed: of the random order within rounds.
         announce: told before each turn who is at work, so that a crash can be blamed.
+        ended: told right after each turn, before anything else is done.
     """
     taken = {}
     for key, call in calls.items():
         announce(key, "warm-up")
         taken[key] = _warm_up(call, clock, budget)
+        ended(key)
     order = list(calls)
     shuffle = random.Random(seed).shuffle
     while order:
@@ -90,6 +93,7 @@ def sample(
         for key in order:
             announce(key, "measure")
             _take_round(calls[key], clock, taken[key])
+            ended(key)
         order = [key for key in order if not _is_done(taken[key], budget)]
     return taken
 
