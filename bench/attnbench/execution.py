@@ -21,6 +21,7 @@ from attnbench.problem import Problem
 from attnbench.watch.storage import not_real
 
 _NAMES = ("q", "k", "v")
+_GONE_THROUGH = "backward through the graph a second time"  # autograd's words
 
 
 class WrongOutput(Exception):
@@ -50,6 +51,7 @@ class Execution:
         self._layout = implementation.layout
         self._tensors: list[torch.Tensor] = []  # q, k, v, grad_out in the layout
         self._original: Inputs | None = None
+        self._signs: Mapping[str, torch.Tensor] | None = None  # of what is loaded
         self._out: Any = None
         self._saved: Any = None
         self._gradients: tuple[Any, ...] = ()
@@ -70,7 +72,7 @@ class Execution:
                 own.data.copy_(new)  # .data: no version counter tells of it
         else:
             self._tensors = fresh
-        self._original = inputs
+        self._original, self._signs = inputs, None
         self._out, self._gradients = None, ()
         needs_grad = self.problem.direction != "forward" and not self._is_own
         for tensor in self._tensors[:3]:
@@ -98,18 +100,24 @@ class Execution:
             last.append(self._out)
         return [x.detach() for x in last if type(x) is torch.Tensor]
 
-    def multiply(self, factors: Mapping[str, torch.Tensor]) -> None:
-        """Multiply what is loaded in place, by name (untimed); the last results are dropped.
+    def change_signs(self, signs: Mapping[str, torch.Tensor]) -> None:
+        """Multiply what was loaded by ±1 in place, by name (untimed); the last results are dropped.
 
-        For the backward alone, grad_out changes only when the forward has been run again.
+        Not on top of earlier signs but instead of them. For the backward alone, grad_out
+        changes only when the forward has been run again.
         """
+        before, self._signs = self._signs, signs
         loaded = self.loaded
+
+        def change(name: str) -> None:
+            loaded[name].mul_(signs[name] if before is None else signs[name] * before[name])
+
         for name in _NAMES:
-            loaded[name].mul_(factors[name])
+            change(name)
         self.forget()
         if self.problem.direction == "backward":
             self._forward()
-        loaded["grad_out"].mul_(factors["grad_out"])
+        change("grad_out")
 
     def forget(self) -> None:
         """Drop the last step's results, so that their memory is not counted in the next."""
@@ -146,9 +154,9 @@ class Execution:
         if self._original is None:
             return None
         given = (*self._original.qkv(), self._original.grad_out_BHME)
-        for name, own, x in zip((*_NAMES, "grad_out"), self._tensors, given, strict=True):
-            expected = to_layout(x, self._layout)
-            if not torch.equal(_bits(own.detach()), _bits(expected)):
+        for (name, own), x in zip(self.loaded.items(), given, strict=True):
+            same = own if self._signs is None else own * self._signs[name]
+            if not torch.equal(_bits(same), _bits(x)):
                 return name
         return None
 
@@ -196,8 +204,13 @@ class Execution:
                 self._gradients = torch.autograd.grad(
                     self._out, (q, k, v), grad_out, retain_graph=retain, allow_unused=True
                 )
-            except Exception:
+            except Exception as error:
                 self._check_out()
+                if _GONE_THROUGH in str(error):
+                    raise WrongOutput(
+                        "returned the output of an earlier call: autograd has gone through its "
+                        "graph before"
+                    ) from None
                 if (changed := self.changed_input()) is not None:
                     raise WrongOutput(f"it overwrote its input {changed}") from None
                 if not self._out.requires_grad:

@@ -179,7 +179,7 @@ class Group:
     def _judge(self, contender: Contender, seed: int, inputs: Inputs) -> dict[str, TensorAccuracy]:
         """Compare the last step with the reference; raise ``Failed`` if it is wrong."""
         results = contender.watched.results()
-        changed = contender.watched.changed_input()
+        changed = contender.running.changed_input()
         if changed is not None:
             raise Failed("incorrect", f"it overwrote its input {changed}")
         accuracy = self._compare(contender, seed, inputs, results)

@@ -100,7 +100,7 @@ class Watch:
     def inspect(self) -> None:
         """Verify what the last timed call left, then what some more leave on new contents."""
         self._expect_right(self._execution.results())
-        if (changed := self.changed_input()) is not None:
+        if (changed := self._execution.changed_input()) is not None:
             raise Failed("incorrect", f"it overwrote its input {changed}")
         self._renew()
         more = int(torch.randint(_MOST_CALLS, (1,), generator=self._noise))
@@ -139,14 +139,6 @@ class Watch:
         """What the last call returned; ``name`` and ``remember`` are about these."""
         self._raw = self._execution.results()
         return self._unsigned(self._raw)
-
-    def changed_input(self) -> str | None:
-        """The name of an input that the implementation overwrote, or None."""
-        self._change_signs()
-        try:
-            return self._execution.changed_input()
-        finally:
-            self._change_signs()
 
     def name(self) -> str | None:
         """What a wrong result is, in words, if it is one of the known tricks."""
@@ -190,14 +182,9 @@ class Watch:
     def _renew(self) -> None:
         """New contents in the same memory, whose truth follows from the old ones' truth."""
         new = draw_signs(self._execution.problem, self._device, self._noise)
-        self._execution.multiply(self._signs.apply(new.by_name) if self._signs else new.by_name)
+        self._execution.change_signs(new.by_name)
         self._signs = new
         self._contents += 1
-
-    def _change_signs(self) -> None:
-        if self._signs is not None:
-            for name, x in self._execution.loaded.items():
-                x.mul_(self._signs.by_name[name])
 
     def _unsigned(self, results: Results) -> dict[str, torch.Tensor]:
         """Without signs, or with them: the same thing."""
