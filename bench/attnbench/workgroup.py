@@ -230,7 +230,7 @@ class Group:
         """
         try:
             phase(*words)
-            self._guard.check()
+            self._guard.check_all()
             return
         except BaseException as error:
             failed = classify(error)
