@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from helpers import HEALTHY, attnbench, write_suite
 
+from attnbench.conditions import MOST_REPEATS
 from attnbench.measure.power import Absent, meter_for
 from attnbench.measure.sight import telemetry_sight
 from attnbench.measure.telemetry import Sampler
@@ -17,7 +18,6 @@ from attnbench.record import Record
 from attnbench.runner import Quiet, Runner
 from attnbench.session import Session, open_session
 from attnbench.suite import load_suite
-from attnbench.watch import MOST_REPEATS
 
 
 @pytest.fixture(scope="module")

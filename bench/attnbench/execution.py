@@ -11,7 +11,7 @@ D = head_dim, E = head_dim_v.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ import torch
 from attnbench.inputs import Inputs
 from attnbench.plugin import Attention, ForwardBackward, Layout
 from attnbench.problem import Problem
+from attnbench.watch.storage import not_real
 
 _NAMES = ("q", "k", "v")
+_GONE_THROUGH = "backward through the graph a second time"  # autograd's words
 
 
 class WrongOutput(Exception):
@@ -50,6 +52,7 @@ class Execution:
         self._layout = implementation.layout
         self._tensors: list[torch.Tensor] = []  # q, k, v, grad_out in the layout
         self._original: Inputs | None = None
+        self._signs: Mapping[str, torch.Tensor] | None = None  # of what is loaded
         self._out: Any = None
         self._saved: Any = None
         self._gradients: tuple[Any, ...] = ()
@@ -70,7 +73,7 @@ class Execution:
                 own.data.copy_(new)  # .data: no version counter tells of it
         else:
             self._tensors = fresh
-        self._original = inputs
+        self._original, self._signs = inputs, None
         self._out, self._gradients = None, ()
         needs_grad = self.problem.direction != "forward" and not self._is_own
         for tensor in self._tensors[:3]:
@@ -85,6 +88,45 @@ class Execution:
         twin._tensors = []
         twin.load(self._original)
         return twin
+
+    @property
+    def loaded(self) -> dict[str, torch.Tensor]:
+        """What the implementation is given (q, k, v, grad_out), as views in BHSD."""
+        batch = self.problem.batch
+        return {
+            name: from_layout(x.data, self._layout, batch)
+            for name, x in zip((*_NAMES, "grad_out"), self._tensors, strict=True)
+        }
+
+    @property
+    def returned(self) -> list[torch.Tensor]:
+        """The tensors of the last step, as they were returned; nobody needs them any more.
+
+        Not the output if the backward is timed alone, which may be made from it again.
+        """
+        last: list[Any] = [*self._gradients]
+        if self.problem.direction != "backward":
+            last.append(self._out)
+        return [x.detach() for x in last if type(x) is torch.Tensor]
+
+    def change_signs(self, signs: Mapping[str, torch.Tensor]) -> None:
+        """Multiply what was loaded by ±1 in place, by name (untimed); the last results are dropped.
+
+        Not on top of earlier signs but instead of them. For the backward alone, grad_out
+        changes only when the forward has been run again.
+        """
+        before, self._signs = self._signs, signs
+        loaded = self.loaded
+
+        def change(name: str) -> None:
+            loaded[name].mul_(signs[name] if before is None else signs[name] * before[name])
+
+        for name in _NAMES:
+            change(name)
+        self.forget()
+        if self.problem.direction == "backward":
+            self._forward()
+        change("grad_out")
 
     def forget(self) -> None:
         """Drop every result, those of the forward that a backward alone begins with too."""
@@ -118,19 +160,27 @@ class Execution:
             for name, gradient, shape in zip(_NAMES, self._gradients, shapes, strict=True):
                 self._check(f"d{name}", gradient, shape)
                 named[f"d{name}"] = gradient
+        for name, tensor in named.items():
+            if (fault := not_real(name, tensor, may_repeat=name != "out")) is not None:
+                raise WrongOutput(fault)
         return {
             name: from_layout(tensor.detach(), self._layout, p.batch)
             for name, tensor in named.items()
         }
+
+    def unsigned_results(self) -> dict[str, torch.Tensor]:
+        """The results as they would be if no sign had been changed."""
+        signs = self._signs
+        return {n: x if signs is None else x * signs[n] for n, x in self.results().items()}
 
     def changed_input(self) -> str | None:
         """The name of an input that the implementation overwrote, or None."""
         if self._original is None:
             return None
         given = (*self._original.qkv(), self._original.grad_out_BHME)
-        for name, own, x in zip((*_NAMES, "grad_out"), self._tensors, given, strict=True):
-            expected = to_layout(x, self._layout)
-            if not torch.equal(_bits(own.detach()), _bits(expected)):
+        for (name, own), x in zip(self.loaded.items(), given, strict=True):
+            same = own if self._signs is None else own * self._signs[name]
+            if not torch.equal(_bits(same), _bits(x)):
                 return name
         return None
 
@@ -189,8 +239,13 @@ class Execution:
                 self._gradients = torch.autograd.grad(
                     self._out, (q, k, v), grad_out, retain_graph=retain, allow_unused=True
                 )
-            except Exception:
+            except Exception as error:
                 self._check_out()
+                if _GONE_THROUGH in str(error):
+                    raise WrongOutput(
+                        "returned the output of an earlier call: autograd has gone through its "
+                        "graph before"
+                    ) from None
                 if (changed := self.changed_input()) is not None:
                     raise WrongOutput(f"it overwrote its input {changed}") from None
                 if not self._out.requires_grad:

@@ -13,16 +13,20 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import _pop_mode as _pop_function_mode
+from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 
 _CUDA = torch.backends.cuda
 _MKLDNN: Any = torch.backends.mkldnn
 _PRODUCTS: tuple[Any, ...] = (_CUDA.matmul, _MKLDNN.matmul, torch.backends)
 
 
+_CODE = (FunctionType, BuiltinFunctionType, property, classmethod, staticmethod, type)
 _TELLING = (bool, int, str, tuple, torch.dtype, torch.device)  # values worth telling
 
 
@@ -86,6 +90,16 @@ def _set_precision(values: tuple[str, ...]) -> None:
         place.fp32_precision = value
 
 
+def _pop_function_modes(wanted: int) -> None:
+    while torch._C._len_torch_function_stack() > wanted:
+        _pop_function_mode()  # type: ignore[no-untyped-call]
+
+
+def _pop_dispatch_modes(wanted: int) -> None:
+    while torch._C._len_torch_dispatch_stack() > wanted:
+        _pop_dispatch_mode()
+
+
 _SHARED = (
     _stream("stdout", 1),
     _stream("stderr", 2),
@@ -106,12 +120,20 @@ _SHARED = (
             _CUDA.enable_mem_efficient_sdp),
     _Shared("SDPA's math backend", _CUDA.math_sdp_enabled, _CUDA.enable_math_sdp),
     _Shared("SDPA's cuDNN backend", _CUDA.cudnn_sdp_enabled, _CUDA.enable_cudnn_sdp),
+    _Shared("torch's function modes", torch._C._len_torch_function_stack, _pop_function_modes),
+    _Shared("torch's dispatch modes", torch._C._len_torch_dispatch_stack, _pop_dispatch_modes),
     _attribute(F, "scaled_dot_product_attention", "F.scaled_dot_product_attention"),
     _attribute(F, "softmax", "F.softmax"),
-    *(_attribute(torch, name, f"torch.{name}") for name in ("softmax", "matmul", "bmm", "einsum")),
-    *(_attribute(torch.Tensor, name, f"torch.Tensor.{name}") for name in ("softmax", "matmul")),
+    *(_attribute(torch, name, f"torch.{name}") for name in
+      ("softmax", "matmul", "bmm", "einsum", "empty", "equal", "quantile")),
+    *(_attribute(torch.Tensor, name, f"torch.Tensor.{name}") for name in
+      ("softmax", "matmul", "abs", "clone", "copy_", "detach", "double", "fill_", "isfinite",
+       "max", "mul_", "norm", "to", "view")),
+    *(_attribute(torch.autograd, name, f"torch.autograd.{name}") for name in ("grad", "backward")),
+    *(_attribute(torch.cuda, name, f"torch.cuda.{name}") for name in
+      ("Event", "Stream", "current_stream", "synchronize", "max_memory_allocated")),
     *(_attribute(time, name, f"time.{name}") for name in
-      ("perf_counter", "perf_counter_ns", "monotonic", "time")),
+      ("perf_counter", "perf_counter_ns", "monotonic", "time", "sleep", "clock_gettime_ns")),
 )  # fmt: skip
 
 
@@ -120,6 +142,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._before = [shared.read() for shared in _SHARED]
+        self._own = _own_code()
 
     def restore(self) -> list[str]:
         """Put everything back; say what had changed, and from what to what."""
@@ -144,3 +167,34 @@ class Guard:
                 f"it changed {', '.join(changed)}, on which the others in this process depend; "
                 "change it inside the call and put it back"
             )
+
+    def check_all(self) -> None:
+        """As ``check``, and of attnbench's own functions and classes too, which takes longer.
+
+        Raises:
+            Meddling: something had changed.
+        """
+        changed = []
+        for (owner, name), before in self._own.items():
+            if vars(owner).get(name) is not before:
+                setattr(owner, name, before)
+                changed.append(f"{getattr(owner, '__qualname__', owner.__name__)}.{name}")
+        self.check()
+        if changed:
+            raise Meddling(f"it replaced code that measures it: {', '.join(changed)}")
+
+
+def _own_code() -> dict[tuple[Any, str], Any]:
+    """What attnbench's modules, and the classes in them, hold in functions and classes."""
+    own: dict[tuple[Any, str], Any] = {}
+    modules = [m for name, m in list(sys.modules.items()) if f"{name}.".startswith("attnbench.")]
+    owners: list[Any] = list(modules)
+    while owners:
+        owner = owners.pop()
+        for name, value in list(vars(owner).items()):
+            if not name.startswith("__") and isinstance(value, _CODE):
+                own[owner, name] = value
+                is_new = isinstance(value, type) and value.__module__ == owner.__name__
+                if is_new and isinstance(owner, ModuleType):
+                    owners.append(value)
+    return own

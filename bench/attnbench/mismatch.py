@@ -88,8 +88,15 @@ class Mismatch:
         rest = float((self.got - factor * truth).norm()) / norm
         if abs(factor) > 0.01 and rest <= allowed.rel_l2 < abs(factor - 1):
             return f"; it is the truth times {factor:.4g}"
+        for name in ("float16", "bfloat16"):
+            lower = getattr(torch, name)
+            is_lower = torch.finfo(lower).bits < torch.finfo(getattr(torch, self.dtype)).bits
+            if is_lower and bool((self.got == self.got.to(lower)).all()):
+                return f"; lower precision than asked: every element is a {name} number"
         if self.dtype == "float32" and _TF32[0] < self.errors.rel_l2 < _TF32[1]:
-            return "; TF32 products leave an error of this size"
+            return (
+                "; TF32 products, or other arithmetic of 8 to 11 bits, leave an error of this size"
+            )
         return ""
 
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnbench.conditions import gravest
 from attnbench.plan import Point
 from attnbench.record import Samples
 from attnbench.stats import process_interval
-from attnbench.watch import gravest
 
 
 @dataclass

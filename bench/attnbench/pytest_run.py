@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from attnbench import __version__, shelves
+from attnbench.conditions import before_start, closing_lines
 from attnbench.errors import UserError
 from attnbench.plan import choose
 from attnbench.process import WorkerDied
 from attnbench.pytest_suite import SuiteFile, SuiteRun
 from attnbench.session import Session, open_session, reproduce
 from attnbench.suite import find_suite, list_suites, load_suite
-from attnbench.watch import before_start, closing_lines
 
 _BUILTIN = "attnbench/suites/"  # how node ids call the built-in shelf, wherever it is installed
 _SMOKE = (

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from attnbench import __version__
+from attnbench.conditions import Conditions
 from attnbench.limits import Limits, highest_clock
 from attnbench.plan import Plan, Point
 from attnbench.pool import WorkerPool, make_task
 from attnbench.process import Event, WorkerDied
 from attnbench.processes import Held
 from attnbench.record import Energy, Implementation, Memory, Record, Samples, TensorAccuracy
-from attnbench.watch import Watch
 
 _LOG_LIMIT = 4000
 
@@ -88,7 +88,7 @@ class Runner:
         # have no business in the process where the others are measured.
         if not self.pool.is_fresh:
             self.pool.drop()
-        self._watch = Watch(self.pool.sampler)
+        self._conditions = Conditions(self.pool.sampler)
         self._suspects: list[tuple[Point, dict[str, Any]]] = []
 
     def run(self) -> Counter[str]:
@@ -102,7 +102,7 @@ class Runner:
     def run_group(self, group: Sequence[Point]) -> None:
         """Measure the contenders of one problem, whatever becomes of the worker."""
         self.progress.group_begins(group)
-        self._watch.group_begins()
+        self._conditions.group_begins()
         usable: dict[str, Point] = {}
         for point in group:
             entry = point.contender.entry
@@ -148,7 +148,7 @@ class Runner:
             "energy_s": suite.measure.energy_s,
             "process": self._process,
         }
-        self._watch.attempt_begins()
+        self._conditions.attempt_begins()
         at_work: str | None = None
         is_clean = self.pool.is_fresh  # no plugin was at work in that process yet
         try:
@@ -158,7 +158,7 @@ class Runner:
                     is_clean = is_clean and at_work is None
                     self.progress.step(at_work, event["phase"])
                 elif event["event"] == "sampled":
-                    self._watch.sampled(event["begin"], event["end"])
+                    self._conditions.sampled(event["begin"], event["end"])
                 elif event["event"] == "result":
                     self._take(event, todo, alone)
         except WorkerDied as death:
@@ -167,7 +167,7 @@ class Runner:
             elif at_work in todo:
                 self._bury(death, at_work, todo, alone)
         else:
-            if not self._watch.is_spoilt:
+            if not self._conditions.is_spoilt:
                 for point in todo.values():  # cannot happen; never lose a point silently
                     self._finish(point, status="error", reason="the worker gave no result")
                 todo.clear()
@@ -175,8 +175,8 @@ class Runner:
 
     def _take(self, event: Event, todo: dict[str, Point], alone: Alone) -> None:
         if event["status"] == "ok":
-            event["telemetry"] = self._watch.look()
-            if self._watch.is_spoilt:
+            event["telemetry"] = self._conditions.look()
+            if self._conditions.is_spoilt:
                 return  # it stays in todo, and is timed again
         point = todo.pop(event["who"])
         if event["status"] == "oom" and not event["alone"] and alone is not None:

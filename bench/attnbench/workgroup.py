@@ -12,7 +12,7 @@ import contextlib
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.problem import Problem
 from attnbench.record import Samples, TensorAccuracy
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
+from attnbench.watch.surprise import Surprise
+from attnbench.watch.watcher import Watch
 
 Send = Callable[..., None]
 
@@ -47,6 +49,7 @@ class Contender:
     key: str
     implementation: Attention
     execution: Execution | None = None
+    watch: Watch | None = None
     accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
     figures: dict[str, Samples | None] = field(default_factory=dict)  # as the record has them
     sampled_s: float = 0.0  # in warm-up and rounds
@@ -56,6 +59,12 @@ class Contender:
         """The built execution."""
         assert self.execution is not None
         return self.execution
+
+    @property
+    def watched(self) -> Watch:
+        """The watch over it."""
+        assert self.watch is not None
+        return self.watch
 
 
 class Group:
@@ -99,8 +108,10 @@ class Group:
         contender.execution = Execution(
             contender.implementation, self.problem, self.device, self.seed
         )
+        contender.watch = Watch(contender.execution, self.device)
         self._step(contender.key, "verify")
         contender.execution.load(inputs)
+        contender.watch.loaded()
         contender.execution.step()
         self._synchronize()
         if self._process == 0:
@@ -113,20 +124,32 @@ class Group:
         self._send("step", who=None, phase="reference")
         inputs = self._inputs(seed)
         self._prepare_truth(seed, inputs)
-        self._try_all(self._load, inputs)
+        self._try_all(self._load, seed, inputs)
         clock = clock_for(self.device, self.budget.cache)
         with pinning.pinned() if self.device.type == "cpu" else contextlib.nullcontext():
             taken = self._sample_survivors(clock)
-        self._try_all(self._check_again, seed, inputs, taken, clock)
+        surprise = Surprise(self.problem, self.device)
+        self._try_all(self._check_again, seed, inputs, taken, clock, surprise)
         taken.clear()  # graphs and copies hold memory
         self._try_all(self._inspect)
 
-    def _load(self, key: str, inputs: Inputs) -> None:
+    def _load(self, key: str, seed: int, inputs: Inputs) -> None:
         self._step(key, "load")
-        self._ready[key].running.load(inputs)
+        contender = self._ready[key]
+        contender.running.load(inputs)
+        if self.problem.dropout_p > 0:  # a truth for each call would cost more than the calls
+            contender.watched.loaded()
+        else:
+            contender.watched.loaded(lambda got: self._compare(contender, seed, inputs, got))
 
     def _check_again(
-        self, key: str, seed: int, inputs: Inputs, taken: dict[str, Taken], clock: Clock
+        self,
+        key: str,
+        seed: int,
+        inputs: Inputs,
+        taken: dict[str, Taken],
+        clock: Clock,
+        surprise: Surprise,
     ) -> None:
         contender, own = self._ready[key], taken[key]
         self._step(key, "check again")
@@ -135,6 +158,8 @@ class Group:
         assert own.timer is not None
         if (fault := own.timer.fault()) is not None:
             raise Failed("incorrect", f"what was timed ({own.timer.method}): {fault}")
+        contender.watched.inspect()
+        surprise.check(contender.watched, contender.running, clock, own)
         contender.sampled_s = own.warmup_s + own.spent_s
         contender.figures = {
             "samples": figures.headline(own, clock, self.budget),
@@ -167,16 +192,19 @@ class Group:
 
             def announce(key: str, phase: str) -> None:
                 nonlocal at_work
-                self._guard.check()  # of the turn that just ended, which is still at work
                 at_work = key
                 self._step(key, phase)
+                self._ready[key].watched.turn_begins(phase)
+
+            def ended(key: str) -> None:
+                self._guard.check()
+                self._ready[key].watched.turn_ended()
 
             calls = {key: c.running.step for key, c in self._ready.items()}
             begin = _now()
             try:
                 seed = self.seed + self._process  # another order in each
-                taken = sample(calls, clock, self.budget, seed, announce, self._copies)
-                self._guard.check()
+                taken = sample(calls, clock, self.budget, seed, announce, ended, self._copies)
                 self._send("sampled", begin=begin, end=_now())
                 return taken
             except BaseException as error:
@@ -192,20 +220,26 @@ class Group:
 
     def _judge(self, contender: Contender, seed: int, inputs: Inputs) -> dict[str, TensorAccuracy]:
         """Compare the last step with the reference; raise ``Failed`` if it is wrong."""
-        execution = contender.running
-        results = execution.results()
-        changed = execution.changed_input()
+        results = contender.watched.results()
+        changed = contender.running.changed_input()
         if changed is not None:
             raise Failed("incorrect", f"it overwrote its input {changed}")
+        accuracy = self._compare(contender, seed, inputs, results)
+        contender.watched.remember()
+        return accuracy
+
+    def _compare(
+        self, contender: Contender, seed: int, inputs: Inputs, results: Mapping[str, torch.Tensor]
+    ) -> dict[str, TensorAccuracy]:
         if self.problem.dropout_p > 0:
-            yardstick = make_yardstick(self.problem, inputs, execution.keep_mask())
+            yardstick = make_yardstick(self.problem, inputs, contender.running.keep_mask())
         else:
             yardstick = self._yardstick(seed, inputs)
         accuracy = judge(
             yardstick, results, approximate=contender.implementation.kind == "approximate"
         )
         if not passed(accuracy):
-            raise Failed("incorrect", explain(accuracy))
+            raise Failed("incorrect", contender.watched.name() or explain(accuracy))
         return accuracy
 
     def _inputs(self, seed: int) -> Inputs:
@@ -239,7 +273,7 @@ class Group:
         self._began = time.perf_counter()
         try:
             phase(*words)
-            self._guard.check()
+            self._guard.check_all()
             self._phases_s[key] = self._phase_s(key)
             return
         except BaseException as error:

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from attnbench import store
 from attnbench.commands import render
+from attnbench.conditions import before_start, closing_lines
 from attnbench.errors import UserError
 from attnbench.limits import Limits
 from attnbench.plan import Plan, parse_shard
@@ -23,7 +24,6 @@ from attnbench.record import STATUSES, Record
 from attnbench.runner import Runner
 from attnbench.session import Session, open_session, reproduce
 from attnbench.suite import find_suite, load_suite
-from attnbench.watch import before_start, closing_lines
 
 _BAD = ("incorrect", "timeout", "crash", "error")
 

@@ -64,7 +64,7 @@ class ExecutionCopies:
     @staticmethod
     def _fresh(execution: Execution) -> dict[str, torch.Tensor]:
         """What a step writes: a backward reads the output that its forward left."""
-        results = execution.results()
+        results = execution.unsigned_results()
         if execution.problem.direction == "backward":
             del results["out"]
         return results

@@ -97,6 +97,7 @@ def sample(
     budget: Budget,
     seed: int,
     announce: Callable[[Key, str], None] = lambda key, phase: None,
+    ended: Callable[[Key], None] = lambda key: None,
     copy: Callable[[Key, int], Copies] | None = None,
 ) -> dict[Key, Taken]:
     """Warm up and measure all calls in interleaved rounds.
@@ -107,6 +108,7 @@ def sample(
         budget: precision and caps.
         seed: of the random order within rounds.
         announce: told before each turn who is at work, so that a crash can be blamed.
+        ended: told right after each turn, before anything else is done.
         copy: makes so many copies of the work of one; without it a clock that needs copies
             says in its timer's ``fallback`` what it did instead.
     """
@@ -115,6 +117,7 @@ def sample(
         announce(key, "warm-up")
         own = None if copy is None else _bind(copy, key)
         taken[key] = _warm_up(call, clock, budget, own)
+        ended(key)
     order = list(calls)
     shuffle = random.Random(seed).shuffle
     while order:
@@ -122,6 +125,7 @@ def sample(
         for key in order:
             announce(key, "measure")
             _take_round(calls[key], clock, taken[key])
+            ended(key)
         order = [key for key in order if not _is_done(taken[key], budget)]
     return taken
 

@@ -20,7 +20,7 @@ _STRIP_POINTS = 24  # in each record; a page draws them a finger wide
 _SHORTEST_LOOK_S = 0.5  # less says nothing about how busy a machine is
 
 
-class Watch:
+class Conditions:
     """Follows the timings of a run.
 
     Args:

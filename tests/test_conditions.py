@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
+from attnbench.conditions import MOST_REPEATS, Conditions, before_start, closing_lines
 from attnbench.measure.telemetry import Sampler
 from attnbench.measure.telemetry_summary import Sample, strip, summarise
 from attnbench.record import Record
-from attnbench.watch import MOST_REPEATS, Watch, before_start, closing_lines
 
 
 class Machine:
@@ -35,13 +35,13 @@ class Machine:
         return 12.0
 
 
-def watch_of(machine: Machine) -> Watch:
-    watch = Watch(cast(Sampler, machine))
+def watch_of(machine: Machine) -> Conditions:
+    watch = Conditions(cast(Sampler, machine))
     watch.group_begins()
     return watch
 
 
-def attempt(watch: Watch) -> dict[str, Any]:
+def attempt(watch: Conditions) -> dict[str, Any]:
     watch.attempt_begins()
     watch.sampled(1.0, 9.0)
     return watch.look()
@@ -98,7 +98,7 @@ def test_a_power_cap_and_a_disturbance_are_only_noted() -> None:
 
 
 def test_where_nobody_looks_there_is_no_telemetry() -> None:
-    watch = Watch(None)
+    watch = Conditions(None)
     watch.group_begins()
     assert attempt(watch) == {}
     assert not watch.is_spoilt

@@ -1,0 +1,96 @@
+"""Who still works after a call has returned: threads of Python, streams of the device.
+
+On a CPU a thread is at work if its own CPU clock goes on. Only Python's threads are asked:
+the pools of OpenMP spin for a while after each parallel region, which is not work, and a
+native thread that writes its output late is told by the output (see ``watcher``).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+_now = time.perf_counter
+_sleep = time.sleep
+_clock_ns = time.clock_gettime_ns
+
+_NAP_S = 1e-3
+_QUIET_NS = 100_000  # of CPU time in a nap: putting a result away and falling asleep
+_AT_WORK_NS = 5_000_000  # of CPU time since the return: that much nobody needs to fall asleep
+_PATIENCE_S = 0.2
+_STREAM_S = 100e-6  # noise of waiting for a device twice
+_STREAM_SHARE = 0.1  # of the call: what else may be waited for
+
+
+def cpu_clocks() -> dict[int, int]:
+    """CPU time of Python's other threads by native id, in nanoseconds."""
+    own = threading.get_native_id()
+    clocks = {}
+    for thread in threading.enumerate():
+        tid = thread.native_id
+        if tid is None or tid == own:
+            continue
+        try:
+            clocks[tid] = _clock_ns(_clock_of(tid))
+        except OSError:
+            continue  # it has ended meanwhile
+    return clocks
+
+
+def _clock_of(tid: int) -> int:
+    """Linux's id of a thread's CPU clock; unlike pthread_getcpuclockid safe for a dead one."""
+    return (~tid << 3) | 6  # CPUCLOCK_SCHED | CPUCLOCK_PERTHREAD_MASK (posix-timers.h)
+
+
+def thread_at_work() -> str | None:
+    """The name of a Python thread that goes on computing now, or None once all are asleep."""
+    start, first = _now(), cpu_clocks()
+    last = first
+    while last and _now() - start < _PATIENCE_S:
+        _sleep(_NAP_S)
+        clocks = cpu_clocks()
+        used = {tid: ns - first.get(tid, 0) for tid, ns in clocks.items()}
+        for tid, ns in used.items():
+            if ns > _AT_WORK_NS:
+                return _name(tid)
+        if all(ns - last.get(tid, 0) < _QUIET_NS for tid, ns in clocks.items()):
+            return None
+        last = clocks
+    return None
+
+
+def _name(tid: int) -> str:
+    names = (thread.name for thread in threading.enumerate() if thread.native_id == tid)
+    return next(names, str(tid))
+
+
+class StreamCheck:
+    """Whether work goes on elsewhere on a CUDA device when the current stream has finished.
+
+    Events on the current stream do not see what runs on another one: the device's own end
+    comes later then.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._synchronize = torch.cuda.synchronize
+
+    def step(self, call: Callable[[], None], then: Callable[[], None]) -> str | None:
+        """Call on an idle device, then enqueue ``then``; say what went on after the stream."""
+        self._synchronize(self._device)
+        start = _now()
+        call()
+        self._event.record()
+        then()  # what reads the output stands in the same stream
+        self._event.synchronize()
+        seen = _now()
+        self._synchronize(self._device)
+        done = _now()
+        late_s, call_s = done - seen, seen - start
+        if late_s > _STREAM_S + _STREAM_SHARE * call_s:
+            return f"{late_s * 1e6:.0f} µs on another stream than the current one"
+        return None

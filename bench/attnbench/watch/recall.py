@@ -1,0 +1,63 @@
+"""Is a call faster on contents that it has seen? Then it is timed while it remembers.
+
+Within a round the contents stay as they are. An implementation that keeps its outputs by
+a digest of all its inputs is always right, and computes only in the first call after a
+change. It gives itself away by that call's time: it is compared with the timed samples,
+and only if it looks long, new and repeated contents are timed in turn, in the same state of
+the caches, until the shortest of each agree. Noise only ever adds time, so that the
+shortest of an honest implementation do agree in the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from attnbench.measure.clock import Call, Clock
+
+_FACTOR = 1.5  # as long as this, a call on new contents is not suspicious
+_REPEATS = 10  # calls on the same contents, at most, as in a round
+_MIN_TURNS = 12
+_MIN_S = 0.5
+_MAX_TURNS = 200
+
+_now = time.perf_counter
+
+
+def remembers(
+    call: Call,
+    clock: Clock,
+    renew: Callable[[], None],
+    repeat: Callable[[], None],
+    usual_s: float,
+    calls: int,
+) -> str | None:
+    """Say in words if new contents take longer than repeated ones; None if they do not.
+
+    Args:
+        call: the timed call, its contents new.
+        clock: that took the samples.
+        renew: writes contents that were never there before.
+        repeat: writes the present contents once more.
+        usual_s: median of the samples.
+        calls: on the same contents in a round.
+    """
+    new = [clock.time(call, 1)]
+    if new[0] <= _FACTOR * usual_s:
+        return None
+    seen: list[float] = []
+    start = _now()
+    for turn in range(_MAX_TURNS):
+        renew()
+        new.append(clock.time(call, 1))
+        for _ in range(min(calls, _REPEATS)):
+            repeat()
+            seen.append(clock.time(call, 1))
+        if min(new) <= _FACTOR * min(seen):
+            return None
+        if turn >= _MIN_TURNS and _now() - start > _MIN_S:
+            break
+    return (
+        "returned the output of an earlier call: on inputs it has seen it takes "
+        f"{min(seen) * 1e6:.1f} µs, on new ones {min(new) * 1e6:.1f} µs"
+    )

@@ -1,0 +1,82 @@
+"""A last, unannounced draw: contents that have nothing to do with those that were timed.
+
+Whoever recognises the signs that ``contents`` changes has still never seen these. Their
+reference would cost as much as the first one, so one batch entry and one key head, drawn
+by chance, stand for all.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+
+from attnbench.execution import Execution
+from attnbench.failure import Failed
+from attnbench.inputs import Inputs, make_inputs
+from attnbench.measure.clock import Clock
+from attnbench.measure.sampling import Taken
+from attnbench.problem import Problem
+from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
+from attnbench.watch.contents import draw_part
+from attnbench.watch.recall import remembers
+from attnbench.watch.watcher import Results, Watch, noise
+
+
+class Surprise:
+    """One draw for all contenders of a problem."""
+
+    def __init__(self, problem: Problem, device: torch.device) -> None:
+        self._problem = problem
+        self._device = device
+        self._noise = noise()
+        self._part = draw_part(problem, self._noise)
+        self._inputs = self._draw()
+        self._yardstick: Yardstick | None = None
+
+    def check(self, watch: Watch, execution: Execution, clock: Clock, taken: Taken) -> None:
+        """Time and verify a contender on contents that it has never seen.
+
+        Raises:
+            Failed: it is wrong there, or faster on what it has seen.
+        """
+        execution.load(self._inputs)
+        watch.loaded(lambda results: self._verify(watch, execution, results))
+        watch.look_at_one_call()
+        present = self._inputs
+
+        def renew() -> None:
+            nonlocal present
+            present = self._draw()
+            execution.load(present)
+
+        renew()
+        usual_s = statistics.median(t for round_ in taken.rounds for t in round_)
+        assert taken.timer is not None
+        calls = taken.timer.calls_per_sample * len(taken.rounds[0])
+        call = execution.step
+        told = remembers(call, clock, renew, lambda: execution.load(present), usual_s, calls)
+        if told is not None:
+            raise Failed("error", told)
+
+    def _draw(self) -> Inputs:
+        seed = int(torch.randint(2**62, (1,), generator=self._noise))
+        return make_inputs(self._problem, seed, self._device)
+
+    def _verify(self, watch: Watch, execution: Execution, results: Results) -> None:
+        is_approximate = execution.implementation.kind == "approximate"
+        part = self._part.of_tensors(results)
+        accuracy = judge(self._truth(execution), part, approximate=is_approximate)
+        if not passed(accuracy):
+            raise Failed("incorrect", watch.name() or f"on new inputs: {explain(accuracy)}")
+
+    def _truth(self, execution: Execution) -> Yardstick:
+        """Of the part; with dropout it is each contender's own."""
+        inputs = self._part.of_inputs(self._inputs)
+        if self._problem.dropout_p > 0:
+            keep = execution.keep_mask()
+            part = None if keep is None else self._part.of_tensors({"keep": keep})["keep"]
+            return make_yardstick(self._part.problem, inputs, part)
+        if self._yardstick is None:
+            self._yardstick = make_yardstick(self._part.problem, inputs)
+        return self._yardstick

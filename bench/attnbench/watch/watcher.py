@@ -1,0 +1,213 @@
+"""The watch over one contender between its timed calls: what it returned, when, from where.
+
+A plugin is taken to know this code. So the moments of inspection, the contents and the
+number of calls before one are drawn from the operating system's noise, not from the
+suite's seed, and an inspected call looks like any other. Watching may cost a tenth of the
+time at work; what it adds to a timed call is nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from attnbench.execution import Execution
+from attnbench.failure import Failed
+from attnbench.watch import building, lingering, poison
+from attnbench.watch.contents import Signs, draw_signs, expect_noise
+
+Results = Mapping[str, torch.Tensor]
+Verify = Callable[[Results], object]
+
+_SHARE = 0.1  # of the time at work that renewing and inspecting may take
+_CHANCE = 0.5  # that a turn is inspected, where time allows
+_MOST_CALLS = 2  # before an inspected output
+_MARKS = 64  # elements of a result by which it is known again
+_LATE_S = 0.05  # how long a wrong output is looked at again
+
+_now = time.perf_counter
+_sleep = time.sleep
+
+
+def noise() -> torch.Generator:
+    """A generator that nobody can foresee."""
+    return torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "big"))
+
+
+class Watch:
+    """Watches one execution. Results are in BHSD, by name, as if no sign had been changed.
+
+    Raises (all methods): ``Failed`` with a reason that names what was found.
+    """
+
+    def __init__(self, execution: Execution, device: torch.device) -> None:
+        self._execution = execution
+        self._device = device
+        self._streams = lingering.StreamCheck(device) if device.type == "cuda" else None
+        self._noise = noise()
+        self._verify: Verify = lambda results: None
+        self._signs: Signs | None = None
+        self._contents = 0  # which contents are loaded, counted
+        self._seen: dict[bytes, int] = {}  # marks of a result → the contents it belongs to
+        self._raw: Results = {}  # what is under inspection, as it was returned
+        p = execution.problem
+        self._has_columns = p.batch * p.heads_kv * p.head_dim_v >= _MARKS // 2
+        self._right: Results | None = None  # verified on these inputs, whatever their signs
+        self._worked_s = self._spent_s = 0.0
+        self._turn: tuple[str, float] | None = None
+        self._built = building.look()
+
+    def loaded(self, verify: Verify = lambda results: None) -> None:
+        """Other inputs have been loaded; ``verify`` raises ``Failed`` for wrong results."""
+        expect_noise(self._execution.loaded)
+        self._verify, self._signs, self._right = verify, None, None
+        self._contents += 1
+
+    # ---- around the turns ------------------------------------------------------------
+
+    def turn_begins(self, phase: str) -> None:
+        """The contender's calls in ``phase`` (``warm-up`` or ``measure``) are about to begin."""
+        if self._may_spend():
+            start = _now()
+            self._renew()
+            self._spent_s += _now() - start
+        self._built = building.look()
+        self._turn = (phase, _now())
+
+    def turn_ended(self) -> None:
+        """They are over: nothing was compiled meanwhile, and perhaps the output is inspected."""
+        if self._turn is None:
+            return
+        (phase, began), self._turn = self._turn, None
+        self._worked_s += _now() - began
+        if phase == "warm-up":
+            return
+        if (news := building.news(self._built)) is not None:
+            raise Failed("error", f"built code inside the timed part ({news}): do it in build()")
+        if self._may_spend() and float(torch.rand(1, generator=self._noise)) < _CHANCE:
+            start = _now()
+            self.inspect()
+            self._spent_s += _now() - start
+
+    def _may_spend(self) -> bool:
+        return self._spent_s <= _SHARE * self._worked_s
+
+    # ---- inspection ------------------------------------------------------------------
+
+    def inspect(self) -> None:
+        """Verify what the last timed call left, then what some more leave on new contents."""
+        self._expect_right(self._execution.results())
+        if (changed := self._execution.changed_input()) is not None:
+            raise Failed("incorrect", f"it overwrote its input {changed}")
+        self._renew()
+        more = int(torch.randint(_MOST_CALLS, (1,), generator=self._noise))
+        for _ in range(more):
+            self._poison()
+            self._execution.step()
+        self.look_at_one_call()
+
+    def look_at_one_call(self) -> Results:
+        """Call once on poisoned memory; expect a right output at the moment it returns."""
+        self._poison()
+        taken: dict[str, torch.Tensor] = {}
+
+        def take() -> None:
+            taken.update({name: x.clone() for name, x in self._execution.results().items()})
+
+        if self._streams is not None:
+            late = self._streams.step(self._execution.step, take)
+        else:
+            self._execution.step()
+            take()
+            thread = lingering.thread_at_work()
+            late = None if thread is None else f"thread {thread!r}"
+        try:
+            self._expect_right(taken)
+        except Failed as failed:
+            if self._changes_after(taken):
+                reason = "returned before its work was done: the output was written after that"
+                raise Failed("incorrect", reason + (f" ({late})" if late else "")) from None
+            raise failed
+        if late is not None:
+            raise Failed("error", f"still computing after it returned ({late})")
+        return taken
+
+    def results(self) -> Results:
+        """What the last call returned; ``name`` and ``remember`` are about these."""
+        self._raw = self._execution.results()
+        return self._unsigned(self._raw)
+
+    def name(self) -> str | None:
+        """What a wrong result is, in words, if it is one of the known tricks."""
+        return poison.unwritten(self._raw) or self.old_output()
+
+    def old_output(self) -> str | None:
+        """Which result is that of other contents, in words; None if none is."""
+        for name, x in self._raw.items():
+            if self._seen.get(_marks(name, x), self._contents) != self._contents:
+                return f"returned the output of an earlier call ({name} is that of other inputs)"
+        return None
+
+    def remember(self) -> None:
+        """The results are right, and belong to the contents that are loaded now."""
+        for name, x in self._raw.items():
+            self._seen[_marks(name, x)] = self._contents
+
+    def _expect_right(self, raw: Results) -> None:
+        self._raw, results, right = raw, self._unsigned(raw), self._right
+        if right is None or not all(torch.equal(x, right[name]) for name, x in results.items()):
+            self._verify(results)
+            if self._has_columns and (fault := self.old_output()) is not None:
+                raise Failed("incorrect", fault)  # where no limit tells: approximate, dropout
+            self._right = {name: x.clone() for name, x in results.items()}
+        self.remember()
+
+    def _changes_after(self, taken: Results) -> bool:
+        """Whether the memory behind a wrong output is still being written."""
+        self._sync()
+        until = _now() + _LATE_S
+        while True:
+            now = self._execution.results()
+            if not all(_same(x, taken[name]) for name, x in now.items()):
+                return True
+            if _now() > until:
+                return False
+            _sleep(1e-3)
+
+    # ---- contents and memory ---------------------------------------------------------
+
+    def _renew(self) -> None:
+        """New contents in the same memory, whose truth follows from the old ones' truth."""
+        new = draw_signs(self._execution.problem, self._device, self._noise)
+        self._execution.change_signs(new.by_name)
+        self._signs = new
+        self._contents += 1
+
+    def _unsigned(self, results: Results) -> dict[str, torch.Tensor]:
+        """Without signs, or with them: the same thing."""
+        return dict(results) if self._signs is None else self._signs.apply(results)
+
+    def _poison(self) -> None:
+        returned = self._execution.returned
+        poison.spoil(returned, self._execution.loaded.values())
+        self._execution.forget()
+        poison.free_blocks(returned)
+
+    def _sync(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _marks(name: str, x: torch.Tensor) -> bytes:
+    """A few elements by which a result is known again: an odd step visits all columns."""
+    flat = x.detach().flatten()
+    some = flat[:: flat.numel() // _MARKS | 1].double().cpu()
+    return name.encode() + some.numpy().tobytes()
+
+
+def _same(x: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal, NaN for NaN."""
+    return bool(((x == other) | (x.isnan() & other.isnan())).all())
