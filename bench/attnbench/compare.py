@@ -8,11 +8,12 @@ A point is an implementation (with its options) on a problem. Its verdict:
     NOT COMPARABLE   measured on different machines, by different clocks, on one side only,
                      or without a time
 
-No chance means three things. The p-value, adjusted over all points (Benjamini-Hochberg,
+No chance means four things. The p-value, adjusted over all points (Benjamini-Hochberg,
 q = 0.05), is below 0.05 (see :mod:`attnbench.ratio`). The ratio is past the point's own
 threshold, which is raised to the scatter of its rounds and to what its history says about
-equal runs. And where the GPU's clock is known on both sides, the difference has the same
-sign in clock cycles.
+equal runs. Where the GPU's clock is known on both sides, the difference has the same sign in
+clock cycles. And a side of which the machine was disturbed has other processes, a history or
+a partner in the same process to show what that does.
 
 Failures, memory and accuracy are judged beside the time (:mod:`attnbench.gate`).
 """
@@ -51,7 +52,6 @@ class Compared:
         base, new: the records; None where a side has none.
         verdict: about the time.
         reason: why it is not SAME, FASTER or SLOWER; else empty.
-        is_judged: whether it counts: records of one machine, of which the base is ok.
         regressions: what got worse besides the time.
         kernels: kernels that ran on one side only.
         notes: what else to know about the two measurements.
@@ -65,7 +65,6 @@ class Compared:
     new: Record | None
     verdict: Verdict = "NOT COMPARABLE"
     reason: str = ""
-    is_judged: bool = False
     regressions: tuple[Regression, ...] = ()
     kernels: KernelChange | None = None
     notes: tuple[str, ...] = ()
@@ -115,10 +114,13 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """0 no regression, 1 regression, 2 nothing could be compared."""
+        """0 no regression, 1 regression, 2 no two times could be compared.
+
+        Equal memory and accuracy are no reason to let a change pass whose times are unknown.
+        """
         if self.regressions:
             return 1
-        return 0 if any(p.is_judged for p in self.points) else 2
+        return 0 if any(p.verdict != "NOT COMPARABLE" for p in self.points) else 2
 
 
 def compare(
@@ -166,7 +168,6 @@ def _without_time(pair: Pair) -> Compared:
         base,
         new,
         reason=_untimed(base, new),
-        is_judged=base.status == "ok",
         regressions=regressions(base, new),
         kernels=kernel_change(base, new),
         notes=tuple(_notes(base, new)),
@@ -195,23 +196,38 @@ def _fewest(samples: Samples) -> int:
     counts = []
     for process in samples.times_s:
         rounds = [r for r in process if r]
-        counts.append(len(rounds) if len(rounds) != 1 else len(rounds[0]))
+        if rounds:
+            counts.append(len(rounds) if len(rounds) > 1 else len(rounds[0]))
     return min(counts)
 
 
 def _notes(base: Record, new: Record) -> Iterable[str]:
-    for side, record in (("BASE", base), ("NEW", new)):
-        if record.samples is not None and not record.samples.converged:
-            yield f"{side}: interval wider than asked for"
-        if record.telemetry.get("verdict") in _DISTURBED:
-            yield f"{side}: the machine was {record.telemetry['verdict']}"
+    told = {"BASE": _doubts(base), "NEW": _doubts(new)}
+    for text in dict.fromkeys([*told["BASE"], *told["NEW"]]):
+        sides = [side for side, texts in told.items() if text in texts]
+        yield f"{' and '.join(sides)}: {text}"
+
+
+def _doubts(record: Record) -> list[str]:
+    """What makes the time of one side less certain than it could be."""
+    if record.samples is None:
+        return []
+    wide = [] if record.samples.converged else ["interval wider than asked for"]
+    state = _disturbance(record)
+    return [*wide, f"the machine was {state}"] if state else wide
+
+
+def _disturbance(record: Record) -> str:
+    """``disturbed`` or ``throttled``, where telemetry says so; else empty."""
+    state = record.telemetry.get("verdict")
+    return state if isinstance(state, str) and state in _DISTURBED else ""
 
 
 def _changed_settings(points: Iterable[Compared], base: Run, new: Run) -> list[str]:
     """Settings of the machine that differ; they are no identity, but they move clocks."""
     found: dict[str, None] = {}
     for point in points:
-        if point.base is not None and point.new is not None and point.is_judged:
+        if point.base is not None and point.new is not None and point.ratio is not None:
             before, after = base.context(point.base), new.context(point.new)
             kept = ({k: v for k, v in side.items() if k in _SETTINGS} for side in (before, after))
             found |= dict.fromkeys(differences(*kept))
@@ -248,20 +264,28 @@ def _with_time(
         is_paired=evidence.is_paired,
     )
     size = max(found.ratio, 1 / found.ratio) - 1
-    cycles = _cycles(point) if size > raised and adjusted_p < FALSE_SHARE else ""
-    if size > raised and adjusted_p < FALSE_SHARE and not cycles:
-        return replace(point, verdict="SLOWER" if found.ratio > 1 else "FASTER")
-    if found.lies_within(threshold):
+    if size > raised and adjusted_p < FALSE_SHARE:
+        doubt = _cycles(point) or _undecided(point, evidence)
+        if not doubt:
+            return replace(point, verdict="SLOWER" if found.ratio > 1 else "FASTER")
+    elif found.lies_within(threshold):
         return replace(point, verdict="SAME")
-    if cycles:
-        reason = cycles
-    elif size > threshold and adjusted_p >= FALSE_SHARE:
-        reason = f"could be chance: adjusted p = {adjusted_p:.2g}"
-    elif size > threshold:
-        reason = f"equal runs of this point differ by up to {raised:.1%}"
+    elif size <= threshold:
+        doubt = f"the interval is not inside ±{threshold:.1%}"
+    elif adjusted_p >= FALSE_SHARE:
+        doubt = f"could be chance: adjusted p = {adjusted_p:.2g}"
     else:
-        reason = f"the interval is not inside ±{threshold:.0%}"
-    return replace(point, verdict="INCONCLUSIVE", reason=reason)
+        doubt = f"rounds or runs of equal code differ by {raised:.1%}"
+    return replace(point, verdict="INCONCLUSIVE", reason=doubt)
+
+
+def _undecided(point: Compared, evidence: Evidence) -> str:
+    """Says so if a disturbance of the machine may be all that there is to see; else empty."""
+    if evidence.is_paired or evidence.band > 0 or not point.has_one_process:
+        return ""
+    states = {_disturbance(r): None for r in (point.base, point.new) if r is not None}
+    told = " and ".join(filter(None, states))
+    return f"the machine was {told} while a side had its one process" if told else ""
 
 
 def _cycles(point: Compared) -> str:
@@ -280,8 +304,9 @@ def _cycles(point: Compared) -> str:
 
 def _clock_mhz(record: Record) -> float | None:
     """The median SM clock while the point was measured, where telemetry tells."""
-    signal = (record.telemetry.get("signals") or {}).get("sm_clock_mhz") or {}
-    value = signal.get("median")
+    value: object = record.telemetry
+    for key in ("signals", "sm_clock_mhz", "median"):
+        value = value.get(key) if isinstance(value, Mapping) else None
     return float(value) if isinstance(value, (int, float)) and value > 0 else None
 
 

@@ -14,13 +14,21 @@ from attnbench.record import Record, TensorAccuracy
 
 MEMORY_SHARE = 0.05
 MEMORY_BYTES = 2**20
-"""More memory is a regression from 5 % and 1 MiB more: less is the allocator's rounding."""
+"""More memory is a regression if it is more than 5 % and more than 1 MiB: less is the
+allocator's rounding."""
 ACCURACY_FACTOR = 1.5
 ACCURACY_SHARE = 0.1
-"""Worse accuracy is a regression from an error of 1.5 times as large, if it also grew by a
-tenth of what is allowed: less is the order of summation."""
+"""Worse accuracy is a regression if the error is more than 1.5 times as large and grew by
+more than a tenth of what is allowed: less is the order of summation. An approximate method
+is allowed any error; there it counts if the error grew by more than the whole error of the
+textbook in the same dtype."""
 
-_MEMORY = {"peak_bytes": "peak memory", "saved_bytes": "memory saved for backward"}
+_MEMORY = {
+    "peak_bytes": "peak memory",
+    "forward_peak_bytes": "peak memory of forward",
+    "saved_bytes": "memory saved for backward",
+    "backward_peak_bytes": "peak memory of backward",
+}
 _ERRORS = ("rel_l2", "max_abs", "row_rel")
 
 Kind = Literal["failure", "memory", "accuracy"]
@@ -52,7 +60,7 @@ def kernel_change(base: Record, new: Record) -> KernelChange | None:
     if not base.kernels or not new.kernels:
         return None
     before, after = (
-        dict.fromkeys(str(k["name"]) for k in record.kernels if "name" in k)
+        dict.fromkeys(str(k["name"]) for k in record.kernels if k.get("name"))
         for record in (base, new)
     )
     gone = tuple(name for name in before if name not in after)
@@ -69,31 +77,37 @@ def _memory(base: Record, new: Record) -> Iterator[Regression]:
     if base.memory is None or new.memory is None or base.memory.method != new.memory.method:
         return
     for name, words in _MEMORY.items():
-        before, after = getattr(base.memory, name), getattr(new.memory, name)
+        before, after = getattr(base.memory, name, None), getattr(new.memory, name, None)
         if before is None or after is None:
             continue
-        if after > before * (1 + MEMORY_SHARE) + MEMORY_BYTES:
+        if after > max(before * (1 + MEMORY_SHARE), before + MEMORY_BYTES):
             growth = f", {after / before - 1:+.1%}" if before else ""
             yield Regression("memory", f"{words} {_mib(before)} → {_mib(after)}{growth}")
 
 
 def _accuracy(base: Record, new: Record) -> Iterator[Regression]:
-    for tensor in base.accuracy.keys() & new.accuracy.keys():
-        for name in _ERRORS:
-            before = _share(base.accuracy[tensor], name)
-            after = _share(new.accuracy[tensor], name)
-            if before is None or after is None:
-                continue
-            if after > before * ACCURACY_FACTOR and after > before + ACCURACY_SHARE:
-                yield Regression(
-                    "accuracy", f"{tensor} {name} {before:.0%} → {after:.0%} of what is allowed"
-                )
+    for tensor, before in base.accuracy.items():
+        after = new.accuracy.get(tensor)
+        if after is None:
+            continue
+        told = {name: _worse(before, after, name) for name in _ERRORS}
+        worst = max(told, key=lambda name: told[name])
+        if told[worst] > 0:
+            errors = f"{getattr(before, worst):.1e} → {getattr(after, worst):.1e}"
+            allowed = getattr(after, f"{worst}_allowed")
+            limit = f" of {allowed:.1e} allowed" if allowed else ""
+            yield Regression("accuracy", f"{tensor} {worst} {errors}{limit}")
 
 
-def _share(accuracy: TensorAccuracy, name: str) -> float | None:
-    """Error ÷ tolerance; None where one is not told, or nothing is allowed."""
-    error, allowed = getattr(accuracy, name), getattr(accuracy, f"{name}_allowed")
-    return error / allowed if error is not None and allowed else None
+def _worse(before: TensorAccuracy, after: TensorAccuracy, name: str) -> float:
+    """By how many times of what may pass an error grew; 0 if that is no regression."""
+    error, grown = getattr(before, name), getattr(after, name)
+    allowed = getattr(after, f"{name}_allowed")
+    slack = ACCURACY_SHARE * allowed if allowed else getattr(after, f"naive_{name}", None)
+    if error is None or grown is None or not slack:
+        return 0.0
+    is_worse = grown > error * ACCURACY_FACTOR and grown - error > slack
+    return float((grown - error) / slack) if is_worse else 0.0
 
 
 def _mib(size: int) -> str:

@@ -78,7 +78,7 @@ def _pairs(
     across: Sequence[str],
 ) -> Iterator[Pair]:
     """Equal variants meet; where there are none, the last of both, to say what differs."""
-    yield from (Pair(left[v], right[v]) for v in left if v in right)
+    yield from (Pair(left[v], right[v], _same(left[v], right[v])) for v in left if v in right)
     before = [record for variant, record in left.items() if variant not in right]
     after = [record for variant, record in right.items() if variant not in left]
     if len(before) == len(left) and before and after:
@@ -86,6 +86,11 @@ def _pairs(
         yield Pair(one, other, _obstacle(one, other, base, new, across))
     yield from (Pair(record, None, "not in NEW") for record in before)
     yield from (Pair(None, record, "not in BASE") for record in after)
+
+
+def _same(one: Record, other: Record) -> str:
+    """A gate that compares a measurement with itself would always pass."""
+    return "the same measurement on both sides" if one == other else ""
 
 
 def _obstacle(one: Record, other: Record, base: Run, new: Run, across: Sequence[str]) -> str:

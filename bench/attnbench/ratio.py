@@ -12,6 +12,9 @@ processes:
 2. What is expected of the variance between processes before any replicate is seen: an
    assumed part (or one known from the history of the point), and the variance of a centre
    from the rounds inside (bootstrap of the median, widened for autocorrelated rounds).
+   A side with one process has nothing that shows whether the machine's moods, which scatter
+   its rounds, also last for whole processes: there the expectation is at least the variance
+   of the rounds, its own and that of the median point.
 3. That expectation counts like a few processes more, beside the scatter of those there
    are: the moderated t of Smyth 2004 (Statistical Applications in Genetics and Molecular
    Biology 3:3). With 20 points or more that have replicates, they say themselves how large
@@ -34,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +55,7 @@ _DF_RANGE = (2.0, 20.0)  # of that estimate
 _RESAMPLES = 400
 _SEED = 20240607  # fixed: the same samples always give the same interval
 _MOST_AUTOCORRELATION = 0.95
+_WIDEST = 50.0  # half-width of an interval in logarithms: beyond it says nothing more
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Evidence:
         squares, df: sum of squares of the centres about their side's mean, and its degrees
             of freedom; 0 where each side has one process.
         expected: variance of one centre that is expected without replicates.
+        mood: variance of the rounds inside processes, where it has to stand for that
+            between processes too: where a side has one process and no history; else 0.
         expected_df: how much that expectation counts.
         band: log ratio below which equal runs stay, where the point's history tells; else 0.
     """
@@ -99,6 +105,7 @@ class Evidence:
     df: int
     expected: float
     expected_df: float
+    mood: float = 0.0
     band: float = 0.0
 
 
@@ -133,10 +140,15 @@ def weigh(
         sides = [_differences(*sides)]
     inside = [rounds for side in sides for rounds in side]
     centres = [np.array([np.median(rounds) for rounds in side]) for side in sides]
+    if paired:
+        known = None  # of what disturbs whole runs: both sides shared it
     assumed = ASSUMED_SD_PAIRED if paired else ASSUMED_SD
     expected = assumed**2 + float(np.mean([_median_variance(rounds) for rounds in inside]))
-    if known is not None and not paired:
+    mood = 0.0
+    if known is not None:
         expected = known.log_sd**2 * known.processes
+    elif not paired and min(map(len, centres)) == 1:
+        mood = float(np.mean([rounds.var(ddof=1) for rounds in inside]))
     return Evidence(
         log_ratio=float(centres[-1].mean() - (0 if paired else centres[0].mean())),
         scatter=max(_scatter(side) for side in sides),
@@ -145,8 +157,9 @@ def weigh(
         squares=sum(float(((c - c.mean()) ** 2).sum()) for c in centres),
         df=sum(len(c) - 1 for c in centres),
         expected=max(expected, 1e-12),
-        expected_df=ASSUMED_DF if known is None or paired else known.df,
-        band=0.0 if known is None or paired else known.band,
+        expected_df=ASSUMED_DF if known is None else known.df,
+        mood=mood,
+        band=0.0 if known is None else known.band,
     )
 
 
@@ -155,11 +168,20 @@ def estimate(evidence: Sequence[Evidence]) -> list[Ratio]:
     groups: dict[tuple[bool, bool], list[int]] = {}
     for index, e in enumerate(evidence):
         groups.setdefault((e.is_paired, e.band > 0), []).append(index)
+    mood = float(np.median([e.mood for e in evidence])) if evidence else 0.0
+    evidence = [_in_mood(e, mood) for e in evidence]
     ratios: dict[int, Ratio] = {}
     for (_, is_known), members in groups.items():
         factor, df = (1.0, None) if is_known else _pooled([evidence[i] for i in members])
         ratios |= {i: _ratio(evidence[i], factor, df) for i in members}
     return [ratios[i] for i in range(len(evidence))]
+
+
+def _in_mood(e: Evidence, mood: float) -> Evidence:
+    """The expectation where one process has to speak for all: see the top of the module."""
+    if not e.mood:
+        return e
+    return replace(e, expected=max(e.expected, e.mood, mood))
 
 
 def _ratio(e: Evidence, factor: float, pooled_df: float | None) -> Ratio:
@@ -168,7 +190,7 @@ def _ratio(e: Evidence, factor: float, pooled_df: float | None) -> Ratio:
     df = expected_df + e.df
     variance = (expected_df * factor * e.expected + e.squares) / df
     error = math.sqrt(variance * e.scale)
-    half = distributions.t_quantile(0.95, df) * error
+    half = min(distributions.t_quantile(0.95, df) * error, _WIDEST)
     return Ratio(
         ratio=math.exp(e.log_ratio),
         low=math.exp(e.log_ratio - half),
