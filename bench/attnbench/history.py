@@ -14,6 +14,7 @@ comparison of two single runs has to assume otherwise.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from attnbench.stats import benjamini_hochberg
 
 Array = NDArray[np.float64]
 
-FEWEST_RUNS = 6  # of a series worth looking at
+FEWEST_RUNS = 8  # of a series: fewer split in half so often by chance that no step is sure
 _FALSE_SHARE = 0.05  # of the series in which a step is found may have none
 _DEEPER = 0.01  # p-value of further splits of a series that has one
 _SHORTEST = 2  # runs on each side of a step: a single run is no level
@@ -173,7 +174,8 @@ def _null(n: int) -> Array:
     orders = np.random.default_rng(_SEED).permuted(
         np.tile(np.arange(1.0, n + 1), (_PERMUTATIONS, 1)), axis=1
     )
-    return _statistics(orders).max(axis=1)
+    highest: Array = _statistics(orders).max(axis=1)
+    return highest
 
 
 def _statistics(ranks: Array) -> Array:
@@ -182,7 +184,8 @@ def _statistics(ranks: Array) -> Array:
     before = np.arange(_SHORTEST, n - _SHORTEST + 1)
     sums = np.cumsum(ranks, axis=1)[:, before - 1]
     deviation = np.sqrt(before * (n - before) * (n + 1) / 12)
-    return np.abs(sums - before * (n + 1) / 2) / deviation
+    statistics: Array = np.abs(sums - before * (n + 1) / 2) / deviation
+    return statistics
 
 
 def _ranks(values: Array) -> Array:
@@ -199,7 +202,7 @@ def _steps(series: Series, values: Array, bounds: list[int], threshold: float) -
     """Steps between the levels that the bounds cut out; the smallest go until all matter."""
     while bounds:
         edges = [0, *bounds, len(values)]
-        levels = [float(np.median(values[a:b])) for a, b in zip(edges, edges[1:], strict=False)]
+        levels = [float(np.median(values[a:b])) for a, b in itertools.pairwise(edges)]
         sizes = np.abs(np.diff(levels))
         smallest = int(np.argmin(sizes))
         if sizes[smallest] > math.log1p(threshold):

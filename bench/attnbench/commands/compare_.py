@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -16,9 +18,18 @@ from attnbench.history import FEWEST_RUNS, Series, Step, find_steps, run_scatter
 from attnbench.runs import load_history, load_run
 
 
+class _Output(Console):
+    """A console whose reader may leave (``| head``) without changing the verdict."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: the exit code is still to come."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: argparse.Namespace) -> int:
     """0 no regression, 1 regression, 2 nothing to compare. Steps of a history are only told."""
-    console = Console()
+    console = _Output()
     _check(arguments)
     threshold = THRESHOLD if arguments.threshold is None else arguments.threshold
     series: list[Series] = []
@@ -39,8 +50,8 @@ def main(arguments: argparse.Namespace) -> int:
             across=arguments.across,
             scatter=run_scatter(series),
         )
-        compare_text.print_comparison(console, comparison, verbose=arguments.verbose)
         _write(arguments, comparison, steps)
+        compare_text.print_comparison(console, comparison, verbose=arguments.verbose)
     long = sum(len(s.records) >= FEWEST_RUNS for s in series)
     if arguments.history:
         compare_text.print_steps(console, steps, len(series), long)
@@ -60,6 +71,8 @@ def _check(arguments: argparse.Namespace) -> None:
         for option in ("markdown", "json", "across", "verbose"):
             if getattr(arguments, option):
                 raise UserError(f"--{option} is about BASE and NEW, which are not given")
+    if arguments.markdown and arguments.markdown == arguments.json:
+        raise UserError(f"{arguments.json}: --markdown and --json cannot share a file")
 
 
 def _write(arguments: argparse.Namespace, comparison: Comparison, steps: list[Step]) -> None:

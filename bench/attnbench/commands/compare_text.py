@@ -22,7 +22,10 @@ _MOST_ROWS = 50
 _MOST_NOTES = 20
 _MOST_CELL = 240
 _COLOURS = {"SLOWER": "red", "FASTER": "green", "INCONCLUSIVE": "yellow", "SAME": "dim"}
-_COLUMNS = ("verdict", "implementation", "problem", "base", "new", "ratio [95 %]", "what")
+_COLUMNS = ("verdict", "ratio [95 %]", "base", "new", "implementation", "problem", "what")
+_NUMBERS = 4  # columns that are never broken
+_PLAIN_FACTORS = (0.01, 100.0)  # written with three decimals
+_CERTAIN = 1000.0  # an interval's end beyond it says no more than that it is far
 
 
 def print_comparison(console: Console, comparison: Comparison, *, verbose: bool = False) -> None:
@@ -36,10 +39,14 @@ def print_comparison(console: Console, comparison: Comparison, *, verbose: bool 
     shown = list(comparison.points) if verbose else _worth_showing(comparison)
     if shown:
         table = Table(box=None, pad_edge=False)
-        for column in _COLUMNS:
-            table.add_column(column, overflow="fold")
+        for column in _COLUMNS[:_NUMBERS]:
+            table.add_column(column, no_wrap=True)
+        table.add_column("point", overflow="fold")
         for point in shown if verbose else shown[:_MOST_ROWS]:
-            table.add_row(*map(escape_rich, _cells(point)), style=_style(point))
+            *numbers, implementation, problem, what = _cells(point)
+            # In one column, so that 80 letters are enough.
+            words = f"{implementation} {problem}" + (f"\n  {what}" if what else "")
+            table.add_row(*map(escape_rich, [*numbers, words]), style=_style(point))
         console.print(table)
     left = 0 if verbose else len(shown) - _MOST_ROWS
     if left > 0:
@@ -162,11 +169,11 @@ def _side_json(record: Record | None) -> dict[str, Any] | None:
 def _cells(point: Compared) -> tuple[str, ...]:
     return (
         point.verdict,
-        point.record.implementation.spec,
-        problem_label(point.record),
+        _ratio(point),
         _time(point.base),
         _time(point.new),
-        _ratio(point),
+        point.record.implementation.spec,
+        problem_label(point.record),
         _what(point),
     )
 
@@ -182,7 +189,14 @@ def _time(record: Record | None) -> str:
 def _ratio(point: Compared) -> str:
     if point.ratio is None:
         return "–"
-    return f"{point.ratio.ratio:.3f} [{point.ratio.low:.3f}, {point.ratio.high:.3f}]"
+    low = "0" if point.ratio.low < 1 / _CERTAIN else _factor(point.ratio.low)
+    high = "∞" if point.ratio.high > _CERTAIN else _factor(point.ratio.high)
+    return f"{_factor(point.ratio.ratio)} [{low}, {high}]"
+
+
+def _factor(value: float) -> str:
+    low, high = _PLAIN_FACTORS
+    return f"{value:.3f}" if low <= value < high else units.number(value)
 
 
 def _what(point: Compared) -> str:

@@ -32,7 +32,8 @@ def main(arguments: argparse.Namespace) -> int:
     missing = _copy_environments(out.parent, loaded.records, arguments.results)
     for problem in [*loaded.problems, *missing]:
         console.print(escape(problem), soft_wrap=True)
-    console.print(f"{len(loaded.records)} records: {escape(str(out))}", soft_wrap=True)
+    told = f"{len(loaded.records)} record{'' if len(loaded.records) == 1 else 's'}"
+    console.print(f"{told}: {escape(str(out))}", soft_wrap=True)
     return 0
 
 

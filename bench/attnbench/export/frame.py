@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import UserError
 
@@ -25,7 +25,16 @@ def load(results: Sequence[Path], name: str) -> tuple[pd.DataFrame, tuple[str, .
     frame = load_frame(results)
     if frame.empty:
         raise UserError(f"no record in {', '.join(map(str, results))}")
-    return frame, tuple(frame.attrs.get("problems", ()))
+    problems = tuple(frame.attrs.pop("problems", ()))  # Parquet would keep them in the file
+    whole = {c: "Int64" for c in frame if c == "flops" or str(c).endswith("_bytes")}
+    return frame.apply(_one_type).astype(whole), problems  # Int64 knows missing, int does not
+
+
+def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Text where records of several versions disagree on what a field is; else unchanged."""
+    present = column.dropna()
+    kinds = {"number" if isinstance(v, (int, float)) else type(v).__name__ for v in present}
+    return column if len(kinds) < 2 else present.astype(str).reindex(column.index)
 
 
 def needs_extra(name: str, error: ImportError) -> UserError:

@@ -6,6 +6,7 @@ Follows the strictest of the schemas around (Jenkins' ``junit-10.xsd``): figures
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -34,17 +35,15 @@ def write(results: Sequence[Path]) -> Exported:
     suites: dict[str, list[Named]] = {}
     for point in loaded.points:
         suites.setdefault(point.record.suite, []).append(point)
-    root = ET.Element("testsuites", name="attnbench", **_counts(loaded.points))
+    root = ET.Element("testsuites", {"name": "attnbench", **_counts(loaded.points)})
     for name, points in suites.items():
-        counts = _counts(points)
-        element = ET.SubElement(
-            root,
-            "testsuite",
-            name=_text(name),
-            **counts,
-            skipped=str(sum(_ELEMENTS.get(p.record.status) == "skipped" for p in points)),
-            timestamp=min(p.record.time for p in points),
-        )
+        told = {
+            "name": _text(name),
+            **_counts(points),
+            "skipped": str(sum(_ELEMENTS.get(p.record.status) == "skipped" for p in points)),
+            "timestamp": _timestamp(min(p.record.time for p in points)),
+        }
+        element = ET.SubElement(root, "testsuite", told)
         for point in points:
             _case(element, point)
     ET.indent(root, " ")
@@ -61,6 +60,17 @@ def _counts(points: Sequence[Named]) -> dict[str, str]:
         "errors": str(found["error"]),
         "time": f"{seconds:.3f}",
     }
+
+
+def _timestamp(time: str) -> str:
+    """UTC without its name, because the schemas know no time zones."""
+    try:
+        when = datetime.datetime.fromisoformat(time)
+    except ValueError:
+        return _text(time)
+    if when.tzinfo is not None:
+        when = when.astimezone(datetime.UTC).replace(tzinfo=None)
+    return when.isoformat(timespec="seconds")
 
 
 def _case(suite: ET.Element, point: Named) -> None:

@@ -90,7 +90,7 @@ def _name(records: Sequence[Record], run: Run) -> list[Named]:
     for record in records:
         key = (record.suite, problem_label(record), record.implementation.spec)
         groups.setdefault(key, []).append(record)
-    apart = {}
+    apart: dict[str, str] = {}
     for group in groups.values():
         for way in ways:
             texts = [way(record) for record in group]

@@ -31,8 +31,8 @@ def write(results: Sequence[Path]) -> Exported:
     newest = max((p.record for p in loaded.points), key=lambda r: r.time)
     environment = loaded.environments.get(newest.environment, {})
     document = {
-        "machine_info": _machine_info(environment.get("identity", {})),
-        "commit_info": _commit_info(environment.get("context", {}), newest),
+        "machine_info": _machine_info(_part(environment, "identity")),
+        "commit_info": _commit_info(_part(environment, "context"), newest),
         "benchmarks": [_benchmark(p) for p in points],
         "datetime": newest.time,
         "version": _FORMAT,
@@ -43,7 +43,7 @@ def write(results: Sequence[Path]) -> Exported:
 
 def _machine_info(identity: Mapping[str, Any]) -> dict[str, Any]:
     """pytest-benchmark's names for what is known, and all of it under our own."""
-    hardware, software = identity.get("hardware", {}), identity.get("software", {})
+    hardware, software = _part(identity, "hardware"), _part(identity, "software")
     told = {
         "processor": hardware.get("cpu"),
         "python_version": software.get("python"),
@@ -55,7 +55,7 @@ def _machine_info(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _commit_info(context: Mapping[str, Any], record: Record) -> dict[str, Any]:
-    git = context.get("git") or {}
+    git = _part(context, "git")
     return {
         "id": git.get("commit", _UNKNOWN_COMMIT),
         "time": record.time,
@@ -63,6 +63,12 @@ def _commit_info(context: Mapping[str, Any], record: Record) -> dict[str, Any]:
         "project": "attnbench",
         "branch": git.get("branch", "(unknown)"),
     }
+
+
+def _part(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of an environment; empty if it has none, or something else in its place."""
+    part = data.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _benchmark(point: Named) -> dict[str, Any]:
