@@ -196,7 +196,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="*", type=Path, metavar="BASE NEW",
                         help="record files or folders, before and after")  # fmt: skip
     parser.add_argument("--history", nargs="+", type=Path, default=[], metavar="FOLDER",
-                        help="earlier runs: show steps, learn how much equal runs differ")  # fmt: skip
+                        help="earlier runs: show steps, learn how equal runs differ")  # fmt: skip
     parser.add_argument("--threshold", type=_share, metavar="SHARE",
                         help="relative difference that matters (default: 3%%)")  # fmt: skip
     parser.add_argument("--across", action="append", default=[], metavar="FIELD",
@@ -222,7 +222,7 @@ def _share(text: str) -> float:
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="the new file, NAME.jsonl")
     parser.add_argument("results", nargs="+", type=Path, metavar="IN",
-                        help="record files or folders; of equal points the last counts")  # fmt: skip
+                        help="record files or folders; of equal ones the last counts")  # fmt: skip
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:

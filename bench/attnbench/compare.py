@@ -8,12 +8,17 @@ A point is an implementation (with its options) on a problem. Its verdict:
     NOT COMPARABLE   measured on different machines, by different clocks, on one side only,
                      or without a time
 
-No chance means four things. The p-value, adjusted over all points (Benjamini-Hochberg,
-q = 0.05), is below 0.05 (see :mod:`attnbench.ratio`). The ratio is past the point's own
-threshold, which is raised to the scatter of its rounds and to what its history says about
-equal runs. Where the GPU's clock is known on both sides, the difference has the same sign in
-clock cycles. And a side of which the machine was disturbed has other processes, a history or
-a partner in the same process to show what that does.
+No chance means four things:
+
+1. The p-value (:mod:`attnbench.ratio`), adjusted over all points (Benjamini-Hochberg), is
+   below 0.05; below 0.01 where a side has one process and no history, because there the
+   scatter between processes is assumed and not seen.
+2. The ratio is past the point's own threshold, which is raised to the scatter of its rounds
+   and to what its history says about equal runs.
+3. Where the GPU's clock is known on both sides, the difference has the same sign in clock
+   cycles.
+4. Where the machine was disturbed, there are other processes, a history, or a partner in the
+   same process to show what that does.
 
 Failures, memory and accuracy are judged beside the time (:mod:`attnbench.gate`).
 """
@@ -39,6 +44,7 @@ VERDICTS: tuple[Verdict, ...] = ("SLOWER", "FASTER", "INCONCLUSIVE", "SAME", "NO
 
 THRESHOLD = 0.03
 FALSE_SHARE = 0.05  # of the calls may be wrong (q of Benjamini & Hochberg)
+FALSE_SHARE_ASSUMED = 0.01  # where the scatter between processes is assumed, not seen
 _HOW = ("clock", "cache")  # fields of the samples that say how the time was taken
 _SETTINGS = ("gpu.power_limit_w", "gpu.sm_max_mhz", "gpu.ecc")  # of the context; worth a note
 _DISTURBED = ("throttled", "disturbed")  # verdicts of telemetry
@@ -264,25 +270,25 @@ def _with_time(
         is_paired=evidence.is_paired,
     )
     size = max(found.ratio, 1 / found.ratio) - 1
-    if size > raised and adjusted_p < FALSE_SHARE:
-        doubt = _cycles(point) or _undecided(point, evidence)
+    is_assumed = point.has_one_process and evidence.band == 0
+    false_share = FALSE_SHARE_ASSUMED if is_assumed else FALSE_SHARE
+    if size > raised and adjusted_p < false_share:
+        doubt = _cycles(point) or (_disturbed(point) if is_assumed else "")
         if not doubt:
             return replace(point, verdict="SLOWER" if found.ratio > 1 else "FASTER")
     elif found.lies_within(threshold):
         return replace(point, verdict="SAME")
     elif size <= threshold:
         doubt = f"the interval is not inside ±{threshold:.1%}"
-    elif adjusted_p >= FALSE_SHARE:
+    elif adjusted_p >= false_share:
         doubt = f"could be chance: adjusted p = {adjusted_p:.2g}"
     else:
         doubt = f"rounds or runs of equal code differ by {raised:.1%}"
     return replace(point, verdict="INCONCLUSIVE", reason=doubt)
 
 
-def _undecided(point: Compared, evidence: Evidence) -> str:
+def _disturbed(point: Compared) -> str:
     """Says so if a disturbance of the machine may be all that there is to see; else empty."""
-    if evidence.is_paired or evidence.band > 0 or not point.has_one_process:
-        return ""
     states = {_disturbance(r): None for r in (point.base, point.new) if r is not None}
     told = " and ".join(filter(None, states))
     return f"the machine was {told} while a side had its one process" if told else ""
