@@ -33,7 +33,7 @@ from typing import Literal
 
 from attnbench import ratio
 from attnbench.gate import KernelChange, Regression, kernel_change, regressions
-from attnbench.matching import Pair, differences, match
+from attnbench.matching import Pair, differences, how, match
 from attnbench.ratio import Evidence, Ratio, RunScatter
 from attnbench.record import Record, Samples
 from attnbench.runs import Run
@@ -45,7 +45,6 @@ VERDICTS: tuple[Verdict, ...] = ("SLOWER", "FASTER", "INCONCLUSIVE", "SAME", "NO
 THRESHOLD = 0.03
 FALSE_SHARE = 0.05  # of the calls may be wrong (q of Benjamini & Hochberg)
 FALSE_SHARE_ASSUMED = 0.01  # where the scatter between processes is assumed, not seen
-_HOW = ("clock", "cache")  # fields of the samples that say how the time was taken
 _SETTINGS = ("gpu.power_limit_w", "gpu.sm_max_mhz", "gpu.ecc")  # of the context; worth a note
 _DISTURBED = ("throttled", "disturbed")  # verdicts of telemetry
 
@@ -184,17 +183,12 @@ def _untimed(base: Record, new: Record) -> str:
     """Why two records of one machine have no ratio; empty if they have."""
     if base.samples is None or new.samples is None:
         return base.status if base.status == new.status else f"{base.status} → {new.status}"
-    before, after = _how(base.samples), _how(new.samples)
+    before, after = how(base.samples), how(new.samples)
     if before != after:
         return ", ".join(differences(before, after))
     if min(_fewest(base.samples), _fewest(new.samples)) < 2:
         return "a single sample says nothing about its scatter"
     return ""
-
-
-def _how(samples: Samples) -> dict[str, str]:
-    told = {name: getattr(samples, name, None) for name in _HOW}
-    return {name: str(value) for name, value in told.items() if value is not None}
 
 
 def _fewest(samples: Samples) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnbench.gate import kernel_change
-from attnbench.matching import differences
+from attnbench.matching import differences, how
 from attnbench.ratio import RunScatter
 from attnbench.record import Record
 from attnbench.runs import Run
@@ -32,8 +32,8 @@ from attnbench.stats import benjamini_hochberg
 
 Array = NDArray[np.float64]
 
-FEWEST_RUNS = 8  # of a series: fewer split in half so often by chance that no step is sure
-_FALSE_SHARE = 0.05  # of the series in which a step is found may have none
+FEWEST_RUNS = 10  # of a series: fewer split in half so often by chance that no step is sure
+_FALSE_SHARE = 0.01  # of the series in which a step is found may have none
 _DEEPER = 0.01  # p-value of further splits of a series that has one
 _SHORTEST = 2  # runs on each side of a step: a single run is no level
 _PERMUTATIONS = 9999
@@ -84,7 +84,7 @@ class Step:
 def series_of(history: Run) -> list[Series]:
     """All series of a history, in the order of their first run.
 
-    One series has one problem, implementation with options, seed, clock, device and
+    One series has one problem, implementation with options, seed, clock, cache, device and
     hardware; software, driver and source may change along it, and are named at a step.
     """
     found: dict[tuple[object, ...], list[Record]] = defaultdict(list)
@@ -98,7 +98,7 @@ def series_of(history: Run) -> list[Series]:
             if field.startswith("hardware.") and field not in _UPDATED
         )
         key = (record.problem_id, record.implementation.spec, record.seed, record.device)
-        found[(*key, record.samples.clock, hardware)].append(record)
+        found[(*key, *how(record.samples).values(), hardware)].append(record)
     return [
         Series(
             tuple(records),

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from attnbench.errors import unknown
-from attnbench.record import Record
+from attnbench.record import Record, Samples
 from attnbench.runs import Run
 
 _MOST_FIELDS = 3  # named in one line
+_HOW = ("clock", "cache")  # fields of the samples that say how the time was taken
 
 _Point = tuple[str, str]  # problem and implementation
 _Variant = tuple[str, int]  # machine and seed
@@ -62,6 +63,12 @@ def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str
         for field in dict.fromkeys([*before, *after])
         if before.get(field) != after.get(field)
     ]
+
+
+def how(samples: Samples) -> dict[str, str]:
+    """How a time was taken, as far as is told: times taken in two ways are two figures."""
+    told = {name: getattr(samples, name, None) for name in _HOW}
+    return {name: str(value) for name, value in told.items() if value is not None}
 
 
 def in_short(texts: Sequence[str]) -> str:
