@@ -72,6 +72,17 @@ def test_a_true_difference_below_the_threshold_is_no_regression() -> None:
     assert larger.verdict == "SLOWER"
 
 
+def test_the_threshold_is_raised_to_the_scatter_of_the_rounds() -> None:
+    """With enough processes 10 % is certain, but any round of equal code differs by 20 %."""
+    rng = np.random.default_rng(8)
+    base, new = (record(f * np.exp(0.2 * rng.normal(size=(60, 12)))) for f in (1.0, 1.1))
+    point = one(base, new)
+    assert point.adjusted_p is not None
+    assert point.adjusted_p < 0.001
+    assert point.verdict == "INCONCLUSIVE"
+    assert point.reason.startswith("rounds or runs of equal code differ by 19")
+
+
 def test_one_process_whose_rounds_jump_proves_nothing() -> None:
     """Two runs of the same code on a busy machine gave these medians of rounds."""
     base = record([80.0, 76.1e-3, 288e-6, 435e-6, 305e-6, 298e-6])
@@ -176,6 +187,9 @@ def test_without_environments_the_reason_is_the_missing_file() -> None:
     base, new = record(rounds()), record(rounds(), environment=machine(torch="2.14.0"))
     (point,) = compare(run(base), Run((new,), {}, ())).points
     assert point.reason == f"environment-{new.environment}.json is missing"
+    strangers = [Run((r,), {}, ()) for r in (record(rounds()), new)]
+    (point,) = compare(*strangers).points  # two addresses, of which nothing is known
+    assert point.reason == f"environment-{record().environment}.json is missing"
     bare = [Run((record(rounds(f)),), {}, ()) for f in (1.0, 1.5)]
     assert compare(*bare).points[0].verdict == "SLOWER"  # the same address: the same machine
 

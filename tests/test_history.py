@@ -61,6 +61,11 @@ def test_many_series_of_noise_have_no_step_either() -> None:
     assert steps(of([r for run in runs for r in run.records])) == []
 
 
+def test_the_noise_on_both_sides_of_a_step_is_not_split_further() -> None:
+    found = [steps(history([1.0] * 15 + [1.5] * 15, seed=s, noise=0.06)) for s in range(30)]
+    assert sum(len(f) == 1 and abs(f[0].index - 15) <= 1 for f in found) >= 28
+
+
 def test_one_run_that_went_wrong_is_no_step() -> None:
     levels = [1.0] * 20
     levels[9] = 3.0

@@ -119,8 +119,8 @@ def test_samples_without_any_scatter_are_no_division_by_zero(constant: float) ->
         assert found.p == 1
 
 
-def test_samples_that_jump_by_ten_orders_still_give_finite_numbers() -> None:
-    wild = 10.0 ** np.array([[-9, 1, 1, -9, -9, 1, 1]])
+def test_samples_that_jump_across_all_numbers_still_give_finite_numbers() -> None:
+    wild = 10.0 ** np.array([[-150, 150, 150, -150, -150, 150, 150]])
     (found,) = estimate(weighed([(wild, wild[:, ::-1])]))
     assert all(map(math.isfinite, (found.ratio, found.low, found.high, found.p)))
     assert found.low < 1e-6
@@ -187,10 +187,13 @@ def test_a_history_takes_the_place_of_the_assumption() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_intervals_hold_the_true_ratio_as_often_as_they_say(processes: int) -> None:
+@pytest.mark.parametrize("noise", [{}, {"between": 0.005, "inside": 0.04}])
+def test_intervals_hold_the_true_ratio_as_often_as_they_say(processes: int, noise: dict) -> None:
+    """Also where rounds that remember are the larger part: to take them for independent would
+    hold it less often."""
     rng = np.random.default_rng(9)
-    found = [estimate(weighed(run_of(rng, 1, 1, processes)))[0] for _ in range(300)]
-    assert 0.93 <= np.mean([r.low <= 1.05 <= r.high for r in found]) <= 1
+    found = [estimate(weighed(run_of(rng, 1, 1, processes, **noise)))[0] for _ in range(300)]
+    assert np.mean([r.low <= 1.05 <= r.high for r in found]) >= (0.88 if noise else 0.93)
 
 
 @pytest.mark.parametrize(("processes", "share"), [(1, FALSE_SHARE_ASSUMED), (3, FALSE_SHARE)])
