@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from attnbench import __version__
 from attnbench.errors import UserError, suggest
+from attnbench.export import FORMATS
 from attnbench.process import IMPORT_TIMEOUT_S, WorkerDied
 
 _COMMANDS = {
@@ -28,7 +29,11 @@ _COMMANDS = {
     "report": "render records as an HTML page, a Markdown summary and figures",
     "profile": "show where time and memory of one implementation go",
     "doctor": "show the environment and what is missing",
+    "compare": "verdict a point between two runs; exit 0 no regression, 1 regression, 2 neither",
+    "merge": "join record files, such as shards, into one",
+    "export": "write records in the format of another tool",
 }
+_PROJECTLESS = ("compare", "merge", "export")  # they only see the files they are given
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _COMMANDS.items():
         made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         made[name].add_argument("--debug", action="store_true", help="show tracebacks")
+        if name in _PROJECTLESS:
+            continue
         made[name].add_argument(
             "--project",
             type=Path,
@@ -111,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     _report_arguments(made["report"])
     _profile_arguments(made["profile"])
     _where(made["doctor"])
+    _compare_arguments(made["compare"])
+    _merge_arguments(made["merge"])
+    _export_arguments(made["export"])
     return parser
 
 
@@ -201,6 +211,47 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", default="default", metavar="NAME",
                         help="a definition from `attnbench list reports`")  # fmt: skip
     parser.add_argument("--title", help="of the page")
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="*", type=Path, metavar="BASE NEW",
+                        help="record files or folders, before and after")  # fmt: skip
+    parser.add_argument("--history", nargs="+", type=Path, default=[], metavar="FOLDER",
+                        help="earlier runs: show steps, learn how equal runs differ")  # fmt: skip
+    parser.add_argument("--threshold", type=_share, metavar="SHARE",
+                        help="relative difference that matters (default: 3%%)")  # fmt: skip
+    parser.add_argument("--across", action="append", default=[], metavar="FIELD",
+                        help="an identity field of the environment that may differ, such as "
+                        "software.torch; a glob; may be repeated")  # fmt: skip
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="summary of the worst points")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every point")
+    parser.add_argument("-v", "--verbose", action="store_true", help="every point in the table")
+
+
+def _share(text: str) -> float:
+    """A share between 0 and 1: 0.03, or 3%."""
+    number, percent, rest = text.partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if rest or not (0 < value < 1):
+        raise argparse.ArgumentTypeError(f"must be a share such as 0.03 or 3%, got {text!r}")
+    return value
+
+
+def _merge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="the new file, NAME.jsonl")
+    parser.add_argument("results", nargs="+", type=Path, metavar="IN",
+                        help="record files or folders; of equal ones the last counts")  # fmt: skip
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("format", choices=list(FORMATS), metavar="FORMAT",
+                        help=", ".join(FORMATS))  # fmt: skip
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT",
+                        help="record files or folders")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
 
 
 if __name__ == "__main__":
