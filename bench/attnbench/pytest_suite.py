@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from attnbench import environment as environments
+from attnbench import selftest
 from attnbench.plan import Plan, Point
 from attnbench.problem import Problem
 from attnbench.record import Record
@@ -39,7 +40,10 @@ class SuiteRun:
         self._session = session
         self._groups = {point.id: group for group in plan.groups for point in group}
         self._store: Store | None = None
-        address = environments.address(session.environment)
+        self._environment = session.environment
+        if file is not None:
+            self._environment = selftest.noted(session.environment, file.parent)
+        address = environments.address(self._environment)
         self._runner = Runner(plan, session.pool, address, self._keep, command=command)
 
     def record(self, point_id: str) -> Record:
@@ -62,7 +66,7 @@ class SuiteRun:
     def _keep(self, record: Record) -> None:
         if self.file is not None:
             if self._store is None:  # a run that measures nothing leaves no file behind
-                environments.save(self._session.environment, self.file.parent)
+                environments.save(self._environment, self.file.parent)
                 self._store = Store(self.file)
             self._store.append(record)
         self.records[record.id] = record

@@ -111,12 +111,19 @@ def _battery(task: dict[str, Any], send: Send) -> None:
     battery(task, send)
 
 
+def _selftest(task: dict[str, Any], send: Send) -> None:
+    from attnbench.measure.selftest import selftest
+
+    selftest(task, send)
+
+
 _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "discover": _discover,
     "environment": _environment,
     "probe": _probe,
     "measure": _measure,
     "battery": _battery,
+    "selftest": _selftest,
 }
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from attnbench import environment as environments
-from attnbench import store
+from attnbench import selftest, store
 from attnbench.commands import render
 from attnbench.errors import UserError
 from attnbench.plan import Plan, parse_shard
@@ -71,7 +71,7 @@ def _measure(console: Console, session: Session, plan: Plan, file: Path, command
     if not plan.groups:
         console.print("Every point has its record already; --fresh would measure again.")
         return False
-    address = environments.save(session.environment, file.parent)
+    address = environments.save(selftest.noted(session.environment, file.parent), file.parent)
     with store.Store(file) as kept, Display(plan, console) as display:
         if kept.mended:
             console.print(escape(kept.mended))
