@@ -46,9 +46,11 @@ def main(arguments: argparse.Namespace) -> int:
                 table.add_row(f"  {key}", escape(str(value)))
         console.print(table)
         folder = session.results_folder(arguments.results)
+        checks = _checks(session)
         if arguments.selftest:
             is_proved = _selftest(console, session, folder)
-        checks = [*_checks(session), _last_selftest(session, folder)]
+        else:
+            checks.append(_last_selftest(session, folder))
     console.print()
     for name, is_good, text in checks:
         mark = {True: "[green]ok     [/]", False: "[red]missing[/]", None: "[yellow]note   [/]"}

@@ -39,7 +39,7 @@ _PROFILED_CALLS = 20
 _ALLOWED_PROFILER = 0.02
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def spin_kernel(spun_ptr, ns):  # type: ignore[no-untyped-def]  # triton reads annotations as types
     """Spin until the global timer has moved by ``ns``; store by how much it did."""
     start = globaltimer()
