@@ -22,6 +22,7 @@ from attnbench.measure import (
 from attnbench.measure.clock import Call, HostClock, clock_for
 from attnbench.measure.memory import peak_memory
 from attnbench.measure.sampling import Taken, sample
+from attnbench.measure.selftest import checks_for
 from attnbench.measure.selftest_check import Check, Instrument, ask, judged
 from attnbench.record import Memory
 from attnbench.runs import Run
@@ -136,6 +137,12 @@ def clock_checks(machine: Machine) -> Sequence[Check]:
         return selftest_cpu.cpu_time(instrument, machine.cpu_ns, machine.work)
 
     return [*checks, Check(last.name, cpu_time)]
+
+
+def test_every_question_of_a_cpu_has_a_name_of_its_own() -> None:
+    names = [check.name for check in checks_for(CPU)]
+    assert len(set(names)) == len(names)
+    assert {"empty call", "A/A", "+3% found", "energy", *KNOWN_TIMES, *ALLOCATIONS} <= set(names)
 
 
 # ---- clocks ------------------------------------------------------------------------------
@@ -499,8 +506,6 @@ def test_a_profiler_that_sees_no_kernel_is_not_here_with_the_reason(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_the_real_device_clock_passes_on_this_gpu() -> None:
-    from attnbench.measure.selftest import checks_for
-
     device = torch.device("cuda:0")
     instrument = Instrument(device, clock_for(device))
     assert failed(checks_for(device), instrument) == set()

@@ -38,6 +38,8 @@ def checks_for(device: torch.device) -> Sequence[Check]:
 def selftest(task: Mapping[str, Any], send: Callable[..., None]) -> None:
     """A worker's task: ask everything, send a ``row`` for each answer."""
     device = torch.device(task["device"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # triton launches on the current one
     instrument = Instrument(device, clock_for(device))
     for check in checks_for(device):
         send("step", who=check.name, phase="selftest")

@@ -90,7 +90,7 @@ def waits_in_a_row(instrument: Instrument, waiting: Wait, floor_s: float = 0.0) 
         waiting: the call.
         floor_s: what a wait of nothing takes.
     """
-    measured = instrument.in_a_row(lambda: waiting(JUDGED_NS), _ROW_CALLS)
+    measured = instrument.in_a_row(partial(waiting, JUDGED_NS), _ROW_CALLS)
     expected = JUDGED_NS / 1e9 + floor_s
     return judged(f"{_ROW_CALLS} waits in a row", expected, measured, ALLOWED * expected)
 
@@ -129,7 +129,7 @@ def _wait_check(ns: int, waiting: Wait) -> Check:
     allowed = ALLOWED * expected if ns >= JUDGED_NS else None
 
     def check(instrument: Instrument) -> Row:
-        return judged(name, expected, instrument.take(lambda: waiting(ns)).interval, allowed)
+        return judged(name, expected, instrument.take(partial(waiting, ns)).interval, allowed)
 
     return Check(name, check)
 
