@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     _where(made["list"])
     _report_arguments(made["report"])
     _profile_arguments(made["profile"])
-    _where(made["doctor"])
+    _doctor_arguments(made["doctor"])
     _compare_arguments(made["compare"])
     _merge_arguments(made["merge"])
     _export_arguments(made["export"])
@@ -211,6 +211,14 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", default="default", metavar="NAME",
                         help="a definition from `attnbench list reports`")  # fmt: skip
     parser.add_argument("--title", help="of the page")
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    _where(parser)
+    parser.add_argument("--selftest", action="store_true",
+                        help="prove the instrument; takes about a minute")  # fmt: skip
+    parser.add_argument("--results", type=Path, metavar="DIR",
+                        help="where self-tests are kept; default: PROJECT/results")  # fmt: skip
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:

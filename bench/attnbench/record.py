@@ -180,9 +180,7 @@ class Record(_Part):
     accuracy: dict[str, TensorAccuracy] = {}  # by tensor: out, dq, dk, dv
     energy: Energy | None = None
     energy_absent: str | None = None  # why there is none, though the suite asked for it
-    telemetry: dict[
-        str, Any
-    ] = {}  # while it was sampled; see ``conditions``
+    telemetry: dict[str, Any] = {}  # while it was sampled; see ``conditions``
     kernels: list[dict[str, Any]] = []
     wall_s: float | None = None
     environment: str  # address of the environment file

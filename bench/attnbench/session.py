@@ -36,6 +36,10 @@ class Session:
     entries: list[Entry]
     environment: dict[str, Any]
 
+    def results_folder(self, results: Path | None = None) -> Path:
+        """The folder of this machine: its records, and the environments beside them."""
+        return (results or self.project / "results") / environments.machine_name(self.environment)
+
     def results_file(self, suite: Suite, results: Path | None = None, fresh: bool = False) -> Path:
         """The file of a suite's records on this machine.
 
@@ -43,7 +47,7 @@ class Session:
         and so resume each other. ``fresh`` names the next generation of that file; what
         was measured before stays where it is.
         """
-        folder = (results or self.project / "results") / environments.machine_name(self.environment)
+        folder = self.results_folder(results)
         stem = f"{suite.name}-{suite.digest}-{environments.machine_id(self.environment)[:6]}"
         generation = 1
         while _generation(folder, stem, generation + 1).exists():

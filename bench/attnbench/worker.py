@@ -123,6 +123,12 @@ def _profile(task: dict[str, Any], send: Send) -> None:
     collect(task, send)
 
 
+def _selftest(task: dict[str, Any], send: Send) -> None:
+    from attnbench.measure.selftest import selftest
+
+    selftest(task, send)
+
+
 _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "discover": _discover,
     "environment": _environment,
@@ -131,6 +137,7 @@ _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "battery": _battery,
     "ceilings": _ceilings,
     "profile": _profile,
+    "selftest": _selftest,
 }
 
 

@@ -1,10 +1,11 @@
-"""``attnbench doctor``: what this machine is, and what is missing for which purpose."""
+"""``attnbench doctor``: what this machine is, what is missing for which purpose, what it proved."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import shutil
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from attnbench import environment as environments
-from attnbench import shelves
+from attnbench import selftest, shelves
+from attnbench.commands import selftest_text
 from attnbench.measure.sight import energy_sight, telemetry_sight
 from attnbench.session import Session, open_session
 
@@ -24,13 +26,18 @@ _EXTRAS = {
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the environment and the checks; 1 if measuring or rendering cannot work."""
+    """Print the environment, the checks and the last self-test; with ``--selftest`` a new one.
+
+    Returns:
+        1 if measuring or rendering cannot work, or the self-test that was asked for failed.
+    """
     console = Console()
+    is_proved = True
     with open_session(
         arguments.project,
         arguments.device,
         arguments.impls_dir,
-        lock=False,
+        lock=arguments.selftest,  # only to look, nothing is measured
         import_timeout_s=arguments.import_timeout,
     ) as session:
         table = Table(box=None, pad_edge=False, show_header=False)
@@ -39,12 +46,36 @@ def main(arguments: argparse.Namespace) -> int:
             for key, value in values.items():
                 table.add_row(f"  {key}", escape(str(value)))
         console.print(table)
+        folder = session.results_folder(arguments.results)
         checks = _checks(session)
+        if arguments.selftest:
+            is_proved = _selftest(console, session, folder)
+        else:
+            checks.append(_last_selftest(session, folder))
     console.print()
     for name, is_good, text in checks:
         mark = {True: "[green]ok     [/]", False: "[red]missing[/]", None: "[yellow]note   [/]"}
         console.print(f"{mark[is_good]} [bold]{name}[/] {escape(text)}", soft_wrap=True)
-    return 1 if any(is_good is False for _, is_good, _ in checks) else 0
+    return 0 if is_proved and all(is_good is not False for _, is_good, _ in checks) else 1
+
+
+def _selftest(console: Console, session: Session, folder: Path) -> bool:
+    """Prove the instrument, print the table, keep the result; whether nothing failed."""
+    console.print()
+    with console.status("self-test") as status:
+        result = selftest.prove(session.pool, lambda check: status.update(f"self-test: {check}"))
+    selftest_text.print_rows(console, result.rows)
+    console.print(f"Self-test {escape(selftest_text.sentence(result))}", soft_wrap=True)
+    kept = selftest.keep(session.environment, result, folder)
+    console.print(f"Kept in {escape(str(kept))}", soft_wrap=True)
+    return result.is_passed
+
+
+def _last_selftest(session: Session, folder: Path) -> tuple[str, bool | None, str]:
+    kept = selftest.latest(session.environment, folder)
+    if kept is None:
+        return "self-test", None, "none on this machine yet: attnbench doctor --selftest"
+    return "self-test", True if kept.result.is_passed else None, selftest_text.sentence(kept.result)
 
 
 def _sections(environment: dict[str, Any]) -> dict[str, dict[str, Any]]:

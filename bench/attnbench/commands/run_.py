@@ -13,7 +13,7 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
-from attnbench import store
+from attnbench import selftest, store
 from attnbench.commands import render
 from attnbench.conditions import before_start, closing_lines
 from attnbench.errors import UserError
@@ -76,6 +76,7 @@ def _measure(console: Console, session: Session, plan: Plan, file: Path, command
     if not plan.groups:
         console.print("Every point has its record already; --fresh would measure again.")
         return False
+    session.environment = selftest.noted(session.environment, file.parent)
     for line in before_start(session.pool.sampler):
         console.print(f"[bold yellow]Warning:[/] {escape(line)}", soft_wrap=True)
     limits = Limits(session.pool, session.environment, file.parent, plan.suite.measure.ceilings_s)

@@ -18,7 +18,7 @@ def headline(taken: Taken, clock: Clock, budget: Budget) -> Samples:
         fallback=taken.timer.fallback,
         cache=clock.cache,
         times_s=[taken.rounds],
-        calls_per_sample=taken.timer.calls_per_sample,
+        calls_per_sample=taken.calls_per_sample,
         warmup_s=taken.warmup_s,
         spent_s=taken.spent_s,
         steady=taken.steady,

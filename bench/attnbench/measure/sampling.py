@@ -80,6 +80,12 @@ class Taken:
     next_look: int = 0
 
     @property
+    def calls_per_sample(self) -> int:
+        """How many calls one sample is the mean of."""
+        assert self.timer is not None
+        return self.timer.calls_per_sample
+
+    @property
     def interval(self) -> Interval:
         """Median and 95 % interval over the rounds."""
         return median_interval(self.rounds)

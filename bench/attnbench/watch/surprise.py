@@ -52,8 +52,7 @@ class Surprise:
 
         renew()
         usual_s = statistics.median(t for round_ in taken.rounds for t in round_)
-        assert taken.timer is not None
-        calls = taken.timer.calls_per_sample * len(taken.rounds[0])
+        calls = taken.calls_per_sample * len(taken.rounds[0])
         call = execution.step
         told = remembers(call, clock, renew, lambda: execution.load(present), usual_s, calls)
         if told is not None:
