@@ -54,7 +54,7 @@ class Stopwatch:
     first it is ``start``: the worker's interpreter and the import of torch.
     """
 
-    now: float = field(default_factory=time.perf_counter)
+    now: float = field(default_factory=lambda: time.perf_counter())
     phase: str = "start"
     seconds: Counter[str] = field(default_factory=Counter)
 
