@@ -23,8 +23,16 @@ def test_the_share_counts_every_call_of_a_sample_and_the_warm_up() -> None:
     assert (found.samples_s, found.warmup_s, found.points) == (6.0, 2.0, 2)
     assert found.share == pytest.approx(0.8)
     assert found.rest_s == pytest.approx(
-        {"rounds beside their samples": 1.0, "verify": 1.0, "sizing of rounds": 0.0}
+        {"between samples": 1.0, "verify": 1.0, "between warm-ups": 0.0}
     )
+
+
+def test_the_untimed_calls_of_the_rounds_are_warm_up_where_the_record_tells_them() -> None:
+    told = record([1.0, 1.0, 1.0], how={"warmup_s": 1.0, "spent_s": 3.5})
+    found = shares([told], 10.0, Counter({"measure": 4.0, "warm-up": 1.0}))
+    assert found.openings_s == pytest.approx(0.5)
+    assert found.share == pytest.approx(0.45)
+    assert found.rest_s["between samples"] == pytest.approx(0.5)
 
 
 def test_the_rest_adds_up_to_the_wall() -> None:
