@@ -35,9 +35,9 @@ Measure = Callable[[Call], float]
 
 MOST_APART = 0.02
 SHORTEST_S = 200e-6
-ROUNDS = 10
-_VISIT_S = 0.3  # of each of the two, on one kernel in one round
-_BUDGET = Budget(precision=0.005, min_rounds=5, samples=10, warmup_s=0.05, max_s=_VISIT_S)
+ROUNDS = 30
+_VISIT_S = 0.1  # of each of the two, on one kernel in one round
+_BUDGET = Budget(precision=0.005, min_rounds=5, samples=10, warmup_s=0.02, max_s=_VISIT_S)
 
 
 @dataclass(frozen=True)
