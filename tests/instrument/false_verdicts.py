@@ -181,12 +181,14 @@ def join(
 
 
 def _joined(records: Sequence[Record], pair: str | None) -> Record:
-    last = records[-1]
-    times_s = [process for r in records if r.samples for process in r.samples.times_s]
+    samples = [record.samples for record in records if record.samples is not None]
+    times_s = [process for one in samples for process in one.times_s]
     interval = median_interval([round_ for process in times_s for round_ in process])
-    data = last.model_dump()
+    data = records[-1].model_dump()
     data["samples"] |= {
         "times_s": times_s,
+        "warmup_s": sum(one.warmup_s for one in samples),
+        "converged": all(one.converged for one in samples),
         "median_s": interval.median,
         "low_s": interval.low,
         "high_s": interval.high,

@@ -53,11 +53,14 @@ def judged(factors: dict[str, float]) -> Counts:
 
 
 def test_a_record_is_made_of_the_rounds_of_all_processes() -> None:
-    files = [[measured("flash", "base", [1.0, 2.0, 3.0])], [measured("flash", "base", [5.0, 6.0])]]
+    wide = measured("flash", "base", [1.0, 2.0, 3.0], how={"warmup_s": 0.5, "converged": False})
+    files = [[wide], [measured("flash", "base", [5.0, 6.0], how={"warmup_s": 0.25})]]
     (joined,) = join(files, "base")
     assert joined.samples is not None
     assert joined.samples.times_s == [[[1.0], [2.0], [3.0]], [[5.0], [6.0]]]
     assert joined.samples.median_s == 3.0
+    assert joined.samples.warmup_s == 0.75
+    assert not joined.samples.converged
     assert joined.pair is None
 
 
