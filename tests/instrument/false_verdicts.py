@@ -17,7 +17,7 @@ sides are one implementation with an option ``side``, which is taken off the rec
 they are compared, as two states of one source would be called alike. And each record is
 made of several processes: the runner is started once for each.
 
-Measured points are on disk; a second call with the same folder goes on where it stopped.
+What a process has measured is on disk; a second call with the same folder goes on there.
 """
 
 from __future__ import annotations
@@ -147,13 +147,20 @@ def trial(session: Session, folder: Path, design: Design, plan: Plan) -> Compari
 
 
 def _measure(session: Session, suite: Suite, file: Path, sides: Iterable[str]) -> Path:
-    """Measure what the file lacks, in one fresh worker."""
+    """Measure everything in one fresh worker, unless the file says that it was done before.
+
+    All or nothing: sides that were measured half before and half after a stop are no pairs.
+    """
+    if file.exists():
+        return file
+    partial = file.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
     impls = [f"{name}:side={side}" for name in suite.impls for side in sides]
-    plan = session.plan(suite, file, impls)
+    plan = session.plan(suite, partial, impls)
     address = environments.save(session.environment, file.parent)
-    with Store(file) as store:
+    with Store(partial) as store:
         Runner(plan, session.pool, address, store.append).run()
-    return file
+    return partial.rename(file)
 
 
 def join(

@@ -17,6 +17,7 @@ from attnbench.compare import compare
 from attnbench.errors import UserError
 from attnbench.record import Implementation, Record
 from attnbench.session import open_session
+from attnbench.store import load
 
 RNG = np.random.default_rng(7)
 
@@ -153,13 +154,16 @@ def test_the_twin_waits_for_five_per_cent_of_each_call(
 
 def test_a_trial_is_measured_judged_and_not_measured_twice(tmp_path: Path) -> None:
     plan = Plan(trials=1, processes=1, seqlens=(16,), designs=("paired",))
+    file = tmp_path / "paired" / "trial-01" / "base-new-1.jsonl"
+    file.parent.mkdir(parents=True)
+    file.with_suffix(".partial").write_text("stopped in the middle")
     with open_session(tmp_path, "cpu", [IMPLS]) as session:
         proof = false_verdicts.prove(session, tmp_path, plan)
-        file = tmp_path / "paired" / "trial-01" / "base-new-1.jsonl"
         before = file.read_bytes()
         false_verdicts.prove(session, tmp_path, plan)
     assert file.read_bytes() == before
-    assert len(before.splitlines()) == 12
+    assert len(load([file]).records) == len(before.splitlines()) == 12
+    assert not file.with_suffix(".partial").exists()
     assert "of 5," in proof.rows[0].figure
     assert "of 1," in proof.rows[2].figure
     assert "NOT COMPARABLE" not in f"{proof.rows[1].figure} {proof.rows[3].figure}"
