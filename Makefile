@@ -1,5 +1,6 @@
 # make demo: measure this machine and render the page.   make test: run the tests.
 # make lint: ruff and mypy.   make gpu: everything, on a GPU box.   make help: this list.
+# make instrument: prove on this machine what docs/instrument.md claims (ten quiet minutes).
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,10 +9,10 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format gpu clean
+.PHONY: help demo test test-slow lint format instrument gpu clean
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
 demo: $(READY)
 	@echo "==> attnbench run quick: verify and measure, then render the page"
@@ -34,6 +35,10 @@ lint: $(READY)
 format: $(READY)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+instrument: $(READY)
+	@echo "==> false verdicts, overhead, agreement with other clocks; leave the machine alone"
+	@$(BIN)/python tests/instrument $(ARGS)
 
 gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu needs an NVIDIA GPU that torch can see; torch.cuda.is_available() is False')"

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 from attnbench import Attention, Problem, Unsupported, alibi_bias, make_inputs, register
 
@@ -70,6 +69,9 @@ class Sdpa(Attention):
         # SDPA's is_causal is aligned top-left. torch's bottom-right bias reaches the flash
         # kernel of CUDA (which takes no mask); for the others it builds a mask every call.
         if is_causal and self.backend is SDPBackend.FLASH_ATTENTION and device.type == "cuda":
+            # Only here: it imports torch.compile, a second in every worker.
+            from torch.nn.attention.bias import causal_lower_right
+
             return {"attn_mask": causal_lower_right(*lengths)}
         # Additive, because torch turns a boolean mask into this one in every call.
         bias_MN = problem.mask.additive(*lengths, problem.torch_dtype, device)

@@ -46,6 +46,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from attnbench.execution import WrongOutput
@@ -303,9 +304,11 @@ def _errors(truth: torch.Tensor, error: torch.Tensor, is_zero: bool) -> Errors:
 
 
 def _quantiles(error: torch.Tensor) -> dict[str, float]:
-    """Quantiles of a bounded, evenly spaced sample."""
+    """Quantiles of a bounded, evenly spaced sample.
+
+    By numpy: torch.quantile sorts everything, which was half the time of a verification.
+    """
     flat = error.flatten()
-    sample = flat[:: -(-flat.numel() // _SAMPLE)]
-    wanted = torch.tensor(_QUANTILES, dtype=sample.dtype, device=sample.device)
-    values = torch.quantile(sample, wanted).tolist()
+    sample = flat[:: -(-flat.numel() // _SAMPLE)].cpu().numpy()
+    values = np.quantile(sample, _QUANTILES).tolist()
     return {str(q): value for q, value in zip(_QUANTILES, values, strict=True)}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -23,6 +25,16 @@ def test_each_variant_runs_the_backend_in_its_name() -> None:
     assert FLASH_OP in operations("sdpa-flash", PLAIN).names
     assert FLASH_OP not in operations("sdpa-math", PLAIN).names
     assert "bmm" in operations("sdpa-math", PLAIN).names
+
+
+def test_importing_it_does_not_import_torch_compile() -> None:
+    """A second of every worker's life."""
+    code = f"""
+import runpy, sys
+runpy.run_path({module_of("sdpa-flash").__file__!r})
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_a_backend_that_torch_would_replace_is_unsupported_in_torchs_words() -> None:

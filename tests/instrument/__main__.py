@@ -1,0 +1,125 @@
+"""Proves the instrument on this machine: ``python tests/instrument``, ``make instrument``.
+
+Prints a table of every claim with what was measured, and writes it as JSON. On a quiet
+2-core machine all of it takes about ten minutes. Leave the machine alone meanwhile: the
+load is printed beside the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import agreement
+import false_verdicts
+import overhead
+from proof import Machine, Proof, load_now, markdown, to_json, write_between_marks
+from rich.console import Console
+from rich.table import Table
+
+from attnbench.errors import UserError
+from attnbench.session import open_session
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "instrument.md"
+RESULT = ROOT / "reports" / "out" / "instrument.json"
+PROOFS = ("false_verdicts", "overhead", "agreement_cpu", "agreement_cuda")
+
+
+def main(words: list[str] | None = None) -> int:
+    """0 if every claim is kept, 1 if one is not, 2 if the request cannot be meant."""
+    arguments = _parse(words)
+    try:
+        machine, proofs = run(arguments)
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(to_json(machine, proofs), encoding="utf-8")
+        if arguments.write_docs:
+            write_between_marks(PAGE, markdown(machine, proofs))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    console.print(machine.line, soft_wrap=True)
+    for proof in proofs:
+        if proof.skipped:
+            console.print(f"{proof.title}: not shown here: {proof.skipped}", soft_wrap=True)
+        else:
+            console.print(table(proof))
+    console.print(f"Results: {arguments.json}", soft_wrap=True)
+    return 0 if all(proof.is_kept for proof in proofs) else 1
+
+
+def run(arguments: argparse.Namespace) -> tuple[Machine, list[Proof]]:
+    """Run the proofs that are asked for, in order.
+
+    Raises:
+        UserError: the device is held by another attnbench, or a point cannot be measured.
+    """
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="attnbench-instrument-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"Records in {folder}; --folder {folder} goes on from there.", flush=True)
+    with open_session(folder, "cpu", [false_verdicts.IMPLS]) as session:
+        known: dict[str, Callable[[], Proof]] = {
+            "false_verdicts": lambda: false_verdicts.prove(
+                session, folder, false_verdicts.Plan(arguments.trials, arguments.processes)
+            ),
+            "overhead": lambda: overhead.prove(session, folder),
+            "agreement_cpu": lambda: agreement.prove_cpu(arguments.rounds),
+            "agreement_cuda": lambda: agreement.prove_cuda(folder, arguments.rounds),
+        }
+        wanted = arguments.proofs or PROOFS
+        return Machine.of(session.environment), list(_each([known[name] for name in wanted]))
+
+
+def table(proof: Proof) -> Table:
+    """One proof for the terminal."""
+    made = Table(title=proof.title, title_justify="left", caption_justify="left")
+    for heading in ("", "measured", "asked", ""):
+        made.add_column(heading, overflow="fold")
+    for row in proof.rows:
+        kept = "" if row.is_kept is None else "kept" if row.is_kept else "NOT KEPT"
+        made.add_row(row.what, row.figure, row.bound, kept)
+    before, after = proof.load
+    made.caption = f"{proof.seconds:.0f} s; load {before:.1f} before, {after:.1f} after"
+    return made
+
+
+def _each(proofs: list[Callable[[], Proof]]) -> Iterator[Proof]:
+    for prove in proofs:
+        start, load = time.perf_counter(), load_now()
+        proof = prove()
+        seconds = time.perf_counter() - start
+        yield dataclasses.replace(proof, load=(load, load_now()), seconds=seconds)
+
+
+def _parse(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tests/instrument", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument("proofs", nargs="*", metavar="PROOF", help=f"{', '.join(PROOFS)}; all")
+    parser.add_argument("--trials", type=_count, default=8, help="of each design (8)")
+    parser.add_argument("--processes", type=_count, default=3, help="of each side (3)")
+    parser.add_argument("--rounds", type=_count, default=agreement.ROUNDS, help="of agreement")
+    parser.add_argument("--folder", type=Path, help="records; what it holds is not measured again")
+    parser.add_argument("--json", type=Path, default=RESULT, help=f"results ({RESULT})")
+    parser.add_argument("--write-docs", action="store_true", help=f"put the result into {PAGE}")
+    arguments = parser.parse_args(words)
+    for name in arguments.proofs:
+        if name not in PROOFS:
+            parser.error(f"no proof {name!r}; allowed: {', '.join(PROOFS)}")
+    return arguments
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
