@@ -113,6 +113,11 @@ class Comparison:
         """How many points have which verdict."""
         return Counter(p.verdict for p in self.points)
 
+    def with_points(self, points: Iterable[Compared], *notes: str) -> Comparison:
+        """The same with other points, the gravest first, and more notes."""
+        ordered = tuple(sorted(points, key=_gravity))
+        return replace(self, points=ordered, notes=(*self.notes, *notes))
+
     @property
     def exit_code(self) -> int:
         """0 no regression, 1 regression, 2 nothing could be compared."""
@@ -149,9 +154,8 @@ def compare(
     adjusted = benjamini_hochberg([r.p for r in ratios])
     for (index, evidence), found, p in zip(weighed.items(), ratios, adjusted, strict=True):
         points[index] = _with_time(points[index], evidence, found, p, threshold)
-    points.sort(key=_gravity)
     notes = (*base.problems, *new.problems, *passed, *_changed_settings(points, base, new))
-    return Comparison(tuple(points), threshold, notes)
+    return Comparison((), threshold).with_points(points, *notes)
 
 
 # ---- besides the time ------------------------------------------------------------------

@@ -9,7 +9,9 @@ Every finished point is on disk before the next group begins.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import shlex
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +77,7 @@ class Runner:
     command: str = "attnbench run"
     stop_requested: bool = False
     counts: Counter[str] = field(default_factory=Counter)
+    _attempt_id: str = ""  # of the attempt in which a point was measured
 
     def __post_init__(self) -> None:
         # Finding implementations has imported all of them; those that nobody asked for
@@ -96,7 +99,7 @@ class Runner:
         for point in group:
             entry = point.contender.entry
             if entry.reason is None:
-                usable[point.contender.spec] = point
+                usable[point.contender.key] = point
             else:
                 where = f"{entry.file}:{entry.line}" if entry.line else entry.file
                 self._finish(point, status="unavailable", reason=f"{where}: {entry.reason}")
@@ -119,6 +122,7 @@ class Runner:
         runs by itself already.
         """
         suite = self.plan.suite
+        self._attempt_id = uuid.uuid4().hex
         problem = next(iter(todo.values())).problem
         task = {
             **make_task("measure", [p.contender for p in todo.values()], self.pool.device),
@@ -207,6 +211,7 @@ class Runner:
                 origin=entry.source.origin,
                 version=entry.version,
                 source_sha256=entry.source_sha256,
+                revision=entry.source.revision or None,
             ),
             problem=point.problem.to_json(),
             problem_id=point.problem.id,
@@ -223,6 +228,14 @@ class Runner:
             },
             wall_s=told.get("wall_s"),
             environment=self.environment,
+            pair=self._pair(point) if samples else None,
             command=f"{self.command} --impls {shlex.quote(point.contender.spec)} "
             f"--problem {point.problem.id} --fresh",
         )
+
+    def _pair(self, point: Point) -> str | None:
+        """One id for the versions of an implementation that one attempt has interleaved."""
+        if not point.is_paired:
+            return None
+        text = f"{self._attempt_id} {point.problem.id} {point.contender.spec}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

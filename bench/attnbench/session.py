@@ -115,6 +115,7 @@ def reproduce(
     project: Path | None = None,
     impls_dirs: Sequence[Path] = (),
     overrides: Sequence[str] = (),
+    against: str | None = None,
 ) -> str:
     """The beginning of the command that measures a point again; a record adds the rest.
 
@@ -122,6 +123,7 @@ def reproduce(
         suite: its name or file.
         device, project, impls_dirs: as in :func:`open_session`.
         overrides: as in :func:`attnbench.suite.load_suite`.
+        against: the commit that both versions of the point were measured for.
     """
     words = ["attnbench", "run", suite]
     for text in overrides:
@@ -132,6 +134,8 @@ def reproduce(
         words += ["--device", device]
     if project is not None:
         words += ["--project", str(project)]
+    if against is not None:
+        words += ["--against", against]
     return shlex.join(words)
 
 
