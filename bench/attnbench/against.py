@@ -188,16 +188,15 @@ class _Shelf:
                 and (e.reason is not None or entry.reason is not None)]  # fmt: skip
 
     def _unchanged(self) -> set[str]:
-        """Names of files and folders that are the same, as is all that they may use."""
+        """Names of the files and folders whose code is the same."""
         if self.base is None:
             return set()
-        if registry.neighbours_digest(self.base) != registry.neighbours_digest(self.present):
-            return set()
+        paths = [Path(source.path) for source in self._sources(self.base)]
         return {
-            Path(source.path).name
-            for source in self._sources(self.base)
-            if (now := self.present / Path(source.path).name).exists()
-            and registry.digest(now) == registry.digest(Path(source.path))
+            path.name
+            for path in paths
+            if (now := self.present / path.name).exists()
+            and registry.source_digest(now) == registry.source_digest(path)
         }
 
     def _sources(self, base: Path) -> list[registry.Source]:
@@ -205,7 +204,7 @@ class _Shelf:
 
     def _discover(self, base: Path) -> list[Entry]:
         wanted = [s for s in self._sources(base) if Path(s.path).name not in self.unchanged]
-        entries = discover(self._session.pool, None, sources=wanted)
+        entries = discover(self._session.pool, None, sources=wanted) if wanted else []
         # The folder is gone when somebody reads where an implementation came from.
         return [replace(e, file=f"{self.revision.short}:{self._named(e.file, base)}")
                 for e in entries]  # fmt: skip

@@ -31,6 +31,10 @@ Measure = Callable[[Plan], list[Record]]
 """Measures a plan; raises KeyboardInterrupt if the user stops it."""
 
 
+UNMEASURED = "not measured again"
+"""Begins the note of a suspect that stays one."""
+
+
 @dataclass
 class Rerun:
     """Suspects of one suite and seed, measured again in one session.
@@ -57,7 +61,7 @@ class Rerun:
         able = [s for s, obstacle in zip(suspects, obstacles, strict=True) if not obstacle]
         again = iter(self._again(able) if able else [])
         return [
-            _with_note(suspect, f"not measured again: {obstacle}")
+            with_note(suspect, f"{UNMEASURED}: {obstacle}")
             if obstacle
             else judged(suspect, next(again))
             for suspect, obstacle in zip(suspects, obstacles, strict=True)
@@ -199,20 +203,20 @@ def judged(suspect: Compared, again: Compared) -> Compared:
     A failure confirms whatever was suspected: the point is not what it was.
     """
     if not again.is_judged:
-        return _with_note(suspect, f"measured again, but not to be compared: {again.reason}")
+        return with_note(suspect, f"measured again, but not to be compared: {again.reason}")
     suspected, seen = _kinds(suspect), _kinds(again)
     confirmed = suspected if "failure" in seen else suspected & seen
     if not confirmed:
         reason = f"{_suspicion(suspect)}: not confirmed by a rerun{_figures(again)}"
         return replace(suspect, verdict="INCONCLUSIVE", reason=reason, regressions=())
     if confirmed == suspected:
-        return _with_note(suspect, f"confirmed by a rerun{_figures(again)}")
+        return with_note(suspect, f"confirmed by a rerun{_figures(again)}")
     kept = tuple(r for r in suspect.regressions if r.kind in confirmed)
     lost = ", ".join(sorted(suspected - confirmed))
     settled = replace(suspect, regressions=kept)
     if "time" in suspected - confirmed:
         settled = replace(settled, verdict="INCONCLUSIVE", reason="slower at first")
-    return _with_note(settled, f"confirmed by a rerun but for {lost}{_figures(again)}")
+    return with_note(settled, f"confirmed by a rerun but for {lost}{_figures(again)}")
 
 
 def _kinds(point: Compared) -> set[str]:
@@ -235,8 +239,9 @@ def _figures(again: Compared) -> str:
     return f" ({'; '.join(told)})" if told else ""
 
 
-def _with_note(point: Compared, note: str) -> Compared:
-    return replace(point, notes=(*point.notes, note))
+def with_note(point: Compared, note: str) -> Compared:
+    """The point with one thing more to know, which comes first."""
+    return replace(point, notes=(note, *point.notes))
 
 
 def _point(record: Record) -> tuple[str, str]:

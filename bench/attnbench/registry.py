@@ -120,15 +120,28 @@ def sources_at(shelf: Path, present: Path, origin: str, revision: str) -> list[S
     ]
 
 
-def neighbours_digest(shelf: Path) -> str:
-    """SHA-256 of what lies on a shelf and is no implementation, which any of them may use."""
+def source_digest(path: Path) -> str:
+    """SHA-256 of an implementation's code: its file or folder, and what any file may use.
+
+    That is whatever lies on the shelf and is no implementation (``_common.py``, ``csrc/``),
+    documents and tests aside: another neighbour is another code.
+
+    Raises:
+        OSError: something cannot be read.
+    """
+    shelf = path.parent
     plugins = set(_plugin_paths([shelf]))
-    beside = hashlib.sha256()
-    for path in sorted(shelf.iterdir()):
-        is_apart = path.name.startswith((".", "__pycache__", "conftest", "test_"))
-        if path not in plugins and not is_apart and path.suffix != ".md":
-            beside.update(digest(path).encode())
-    return beside.hexdigest()
+    beside = [
+        p
+        for p in sorted(shelf.iterdir())
+        if p not in plugins
+        and p.suffix != ".md"
+        and not p.name.startswith((".", "__pycache__", "conftest", "test_"))
+    ]
+    own = digest(path)
+    if not beside:
+        return own
+    return hashlib.sha256("".join([own, *map(digest, beside)]).encode()).hexdigest()
 
 
 def discover(
@@ -214,7 +227,6 @@ def _entries_of(source: Source) -> list[Entry]:
 def _entry(declaration: plugin.Declaration, source: Source) -> Entry:
     cls = declaration.cls
     is_sound = declaration.fault is None
-    path = Path(source.path or declaration.file)
     return Entry(
         name=declaration.name,
         source=source,
@@ -228,8 +240,15 @@ def _entry(declaration: plugin.Declaration, source: Source) -> Entry:
         version=cls.version,
         paper=cls.source,
         summary=next(iter((cls.__doc__ or "").strip().splitlines()), "") if is_sound else "",
-        source_sha256=digest(path) if path.exists() else None,
+        source_sha256=_code_of(source, Path(declaration.file)),
     )
+
+
+def _code_of(source: Source, file: Path) -> str | None:
+    """The digest of a source's code; None if there is no file to read."""
+    if source.path:
+        return source_digest(Path(source.path))
+    return digest(file) if file.exists() else None
 
 
 _loaded: dict[Source, list[plugin.Declaration]] = {}

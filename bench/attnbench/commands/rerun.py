@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.markup import escape
 from attnbench import store
 from attnbench.commands import run_
 from attnbench.compare import Compared, Comparison
-from attnbench.confirm import Rerun, with_seed
+from attnbench.confirm import UNMEASURED, Rerun, with_note, with_seed
 from attnbench.errors import UserError
 from attnbench.plan import Plan
 from attnbench.record import Record
@@ -154,7 +154,7 @@ def _settle(
 
 
 def _left(suspect: Compared, error: UserError) -> Compared:
-    return replace(suspect, notes=(*suspect.notes, f"not measured again: {error}"))
+    return with_note(suspect, f"{UNMEASURED}: {error}")
 
 
 def _put(comparison: Comparison, settled: dict[int, Compared]) -> Comparison:
@@ -162,6 +162,12 @@ def _put(comparison: Comparison, settled: dict[int, Compared]) -> Comparison:
     if not settled:
         return comparison
     points = [settled.get(id(point), point) for point in comparison.points]
-    red = sum(point.is_regression for point in settled.values())
-    note = f"{units.count(len(settled), 'suspect')}: {red} confirmed or not measured again"
-    return comparison.with_points(points, note)
+    left = sum(UNMEASURED in note for p in settled.values() for note in p.notes)
+    red = sum(point.is_regression for point in settled.values()) - left
+    measured = len(settled) - left
+    notes = []
+    if measured:
+        notes.append(f"{units.count(measured, 'suspect')} measured again: {red} confirmed")
+    if left:
+        notes.append(f"{units.count(left, 'suspect')} could not be measured again")
+    return comparison.with_points(points, *notes)
