@@ -12,16 +12,17 @@ from typing import Any
 import made_records
 import pytest
 from helpers import Ended, attnbench
-from versions import ONE_THREAD, attend, git, two_versions, write
+from versions import ONE_THREAD, attend, commit, git, two_versions, write
 
 from attnbench import registry, store
-from attnbench.against import Versions, base_file, brought_out, make_plan_of_both
+from attnbench.against import Brought, Versions, base_file, brought_out, make_plan_of_both
 from attnbench.cli import main
 from attnbench.commands import run_against
 from attnbench.compare import VERDICTS
 from attnbench.errors import UserError
 from attnbench.neighbours import of_its_time
 from attnbench.plan import Contender, Plan
+from attnbench.pool import discover
 from attnbench.problem import Problem
 from attnbench.process import WorkerDied
 from attnbench.record import Record
@@ -201,6 +202,73 @@ def test_confirming_without_a_base_is_refused(run):
     assert "it needs --against BASE" in ended.err
 
 
+# ---- what a revision has ---------------------------------------------------------------
+
+
+def at_head(session: Session, folder: Path, then: str, now: str, *words: str) -> Brought:
+    """What the commit before has of ``impls/mine.py``, for an implementation ``mine:WORDS``."""
+    write(folder, mine=then)
+    commit(folder)
+    write(folder, mine=now)
+    path = str(folder / "impls" / "mine.py")
+    (entry,) = discover(session.pool, None, sources=[Source("project", "mine", path)])
+    given = tuple((word, 1) for word in words)
+    with brought_out(session, [Contender(entry, given)], "HEAD") as brought:
+        return brought
+
+
+def test_one_that_is_broken_now_is_measured_as_what_its_file_held(session, tmp_path):
+    """So that the failure is a regression."""
+    brought = at_head(session, tmp_path, attend("fast"), "1 / 0\n")
+    (both,) = brought.versions
+    assert both.base.spec == both.present.spec == "fast"
+    assert both.base.entry.reason is None
+    assert "ZeroDivisionError" in str(both.present.entry.reason)
+
+
+def test_one_that_was_broken_has_nothing_to_compare_with(session, tmp_path):
+    brought = at_head(session, tmp_path, "1 / 0\n", attend("mine"))
+    assert brought.versions == []
+    (line,) = brought.skipped
+    assert line.startswith(f"mine: {brought.label}:impls/mine.py fails to import: ZeroDivision")
+
+
+def test_an_option_that_did_not_exist_is_told(session, tmp_path):
+    now = attend("mine").replace('"mine"', '"mine", options={"block": 64}')
+    brought = at_head(session, tmp_path, attend("mine"), now, "block")
+    assert brought.versions == []
+    (line,) = brought.skipped
+    assert line.startswith(f"mine:block=1: at {brought.label}: mine: unknown option 'block'")
+
+
+def test_an_implementation_is_found_in_the_file_where_it_was(session, tmp_path):
+    write(tmp_path, elsewhere=attend("mine"))
+    commit(tmp_path)
+    (tmp_path / "impls" / "elsewhere.py").unlink()
+    brought = at_head(session, tmp_path, attend("other"), attend("mine", seconds=1))
+    assert [both.present.spec for both in brought.versions] == []
+    with brought_out(session, [contender_at(tmp_path)], "HEAD~1") as before:
+        assert [both.base.entry.file for both in before.versions] == [
+            f"{before.label}:impls/elsewhere.py"
+        ]
+
+
+def contender_at(folder: Path) -> Contender:
+    path = str(folder / "impls" / "mine.py")
+    return Contender(Entry("mine", Source("project", "mine", path), path, 1))
+
+
+def test_one_from_a_package_is_told(session):
+    entry = Entry("far", Source("package far 1.0", "far", entry_point="far:it"), "far.py", 1)
+    with brought_out(session, [Contender(entry), *some(session, "slow")], "HEAD") as brought:
+        assert brought.skipped == ["far: comes from package far 1.0, not from a folder"]
+        assert [both.present.spec for both in brought.versions] == ["slow"]
+
+
+def some(session: Session, *names: str) -> list[Contender]:
+    return [Contender(entry) for entry in session.entries if entry.name in names]
+
+
 # ---- two versions in one process -------------------------------------------------------
 
 USES_NEIGHBOUR = """
@@ -338,7 +406,7 @@ class _Pool:
 
 def pairs(pool: _Pool, folder: Path) -> list[str | None]:
     found: list[Record] = []
-    Runner(planned(folder), pool, "none", found.append).run()  # type: ignore[arg-type]
+    Runner(planned(folder), pool, "none", found.append).run()
     assert [r.status for r in found] == ["ok", "ok"]
     return [record.pair for record in found]
 

@@ -43,7 +43,10 @@ class Asked:
         Raises:
             UserError: the command is not that of a run.
         """
-        words = shlex.split(record.command)
+        try:
+            words = shlex.split(record.command)
+        except ValueError:  # a quotation without its end
+            words = []
         if words[:2] != ["attnbench", "run"] or len(words) < 3:
             raise UserError("its record does not say how it was measured")
         pairs = itertools.pairwise(words)
