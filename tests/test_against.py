@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -78,11 +79,13 @@ def run(
 
 
 def row(ended: Ended, name: str) -> str:
-    """The line of the comparison that is about an implementation."""
-    (found,) = [
-        line for line in ended.out.splitlines() if line.startswith(VERDICTS) and f" {name} " in line
+    """What the comparison says about an implementation."""
+    told = ended.out.splitlines()
+    (first,) = [
+        i for i, line in enumerate(told) if line.startswith(VERDICTS) and f" {name} " in line
     ]
-    return found
+    more = itertools.takewhile(lambda line: line.startswith(" "), told[first + 1 :])
+    return "\n".join([told[first], *more])
 
 
 def records(project: Path) -> tuple[dict[str, Record], dict[str, Record]]:

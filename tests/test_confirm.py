@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,10 +61,13 @@ def slower(record: Record) -> Record:
 
 
 def row(ended: Ended, name: str) -> str:
-    (found,) = [
-        line for line in ended.out.splitlines() if line.startswith(VERDICTS) and f" {name} " in line
+    """What the comparison says about an implementation."""
+    told = ended.out.splitlines()
+    (first,) = [
+        i for i, line in enumerate(told) if line.startswith(VERDICTS) and f" {name} " in line
     ]
-    return found
+    more = itertools.takewhile(lambda line: line.startswith(" "), told[first + 1 :])
+    return "\n".join([told[first], *more])
 
 
 def test_what_is_slower_again_is_confirmed(ended):
@@ -153,7 +157,7 @@ def test_one_that_fails_the_second_time_is_confirmed():
 
 
 def test_a_second_measurement_without_a_base_settles_nothing():
-    again = replace(point(1.0), is_judged=False, reason="oom → ok")
+    again = replace(point(1.0, verdict="NOT COMPARABLE"), reason="oom → ok")
     found = judged(point(1.5), again)
     assert found.verdict == "SLOWER"
     assert found.notes[0] == "measured again, but not to be compared: oom → ok"

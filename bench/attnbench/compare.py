@@ -103,6 +103,11 @@ class Comparison:
     threshold: float
     notes: tuple[str, ...] = ()
 
+    def with_points(self, points: Iterable[Compared], *notes: str) -> Comparison:
+        """The same with other points, the gravest first, and more notes."""
+        ordered = tuple(sorted(points, key=_gravity))
+        return replace(self, points=ordered, notes=(*self.notes, *notes))
+
     @property
     def regressions(self) -> list[Compared]:
         """Points of which something got worse."""
@@ -112,11 +117,6 @@ class Comparison:
     def counts(self) -> Counter[str]:
         """How many points have which verdict."""
         return Counter(p.verdict for p in self.points)
-
-    def with_points(self, points: Iterable[Compared], *notes: str) -> Comparison:
-        """The same with other points, the gravest first, and more notes."""
-        ordered = tuple(sorted(points, key=_gravity))
-        return replace(self, points=ordered, notes=(*self.notes, *notes))
 
     @property
     def exit_code(self) -> int:

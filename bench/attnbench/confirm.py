@@ -202,7 +202,7 @@ def judged(suspect: Compared, again: Compared) -> Compared:
 
     A failure confirms whatever was suspected: the point is not what it was.
     """
-    if not again.is_judged:
+    if again.verdict == "NOT COMPARABLE" and not again.regressions:
         return with_note(suspect, f"measured again, but not to be compared: {again.reason}")
     suspected, seen = _kinds(suspect), _kinds(again)
     confirmed = suspected if "failure" in seen else suspected & seen

@@ -77,7 +77,8 @@ class Runner:
     command: str = "attnbench run"
     stop_requested: bool = False
     counts: Counter[str] = field(default_factory=Counter)
-    _attempt_id: str = ""  # of the attempt in which a point was measured
+    _attempt_id: str = ""
+    _attempts: dict[str, list[str]] = field(default_factory=dict)  # of each contender at work
 
     def __post_init__(self) -> None:
         # Finding implementations has imported all of them; those that nobody asked for
@@ -152,6 +153,7 @@ class Runner:
 
     def _take(self, event: Event, todo: dict[str, Point], alone: Alone) -> None:
         point = todo.pop(event["who"])
+        self._attempts.setdefault(event["who"], []).append(self._attempt_id)
         if event["status"] == "oom" and not event["alone"] and alone is not None:
             alone[event["who"]] = point
             return
@@ -195,6 +197,7 @@ class Runner:
         entry, suite = point.contender.entry, self.plan.suite
         samples, memory = told.get("samples"), told.get("memory")
         log = told.get("log_tail")
+        attempts = self._attempts.pop(point.contender.key, [])
         return Record(
             id=point.id,
             suite=suite.name,
@@ -228,14 +231,15 @@ class Runner:
             },
             wall_s=told.get("wall_s"),
             environment=self.environment,
-            pair=self._pair(point) if samples else None,
+            pair=_pair(point, attempts) if samples else None,
             command=f"{self.command} --impls {shlex.quote(point.contender.spec)} "
             f"--problem {point.problem.id} --fresh",
         )
 
-    def _pair(self, point: Point) -> str | None:
-        """One id for the versions of an implementation that one attempt has interleaved."""
-        if not point.is_paired:
-            return None
-        text = f"{self._attempt_id} {point.problem.id} {point.contender.spec}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+def _pair(point: Point, attempts: Sequence[str]) -> str | None:
+    """One id for the versions of an implementation that the same attempts have interleaved."""
+    if not point.is_paired:
+        return None
+    text = " ".join([point.problem.id, point.contender.spec, *attempts])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
