@@ -29,18 +29,18 @@ from attnbench.registry import Entry, Source
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
     """A run that found `slow` slower, to which false suspects are added, is confirmed.
 
-    `steady` is said to take ten times as long and `wrong` to be of another source.
+    `steady` is said to take a hundred times as long and `wrong` to be of another source.
     """
     folder = tmp_path_factory.mktemp("project")
     two_versions(folder)
-    write(folder, wrong=attend("wrong", seconds=0.003))
+    write(folder, wrong=attend("wrong", seconds=0.011))
     words = ("run", "tiny.toml", "--against", "HEAD", "--no-report")
     first = attnbench(*words, cwd=folder, env=ONE_THREAD)
     assert first.code == 1, first.text
     base, new = sides(folder)
     doctored = [slower(r) if r.implementation.name != "slow" else r for r in new[1]]
     new[0].write_text("".join(r.to_line() for r in doctored))
-    write(folder, wrong=attend("wrong", seconds=0.004))
+    write(folder, wrong=attend("wrong", seconds=0.012))
     return attnbench("compare", base[0], new[0], "--confirm", cwd=folder, env=ONE_THREAD), folder
 
 
@@ -51,12 +51,12 @@ def sides(folder: Path) -> tuple[tuple[Path, list[Record]], tuple[Path, list[Rec
 
 
 def slower(record: Record) -> Record:
-    """Ten times slower than it was, and not measured beside anybody."""
+    """A hundred times slower than it was."""
     samples = record.samples
     assert samples is not None
-    times = [[[10 * t for t in r] for r in process] for process in samples.times_s]
+    times = [[[100 * t for t in r] for r in process] for process in samples.times_s]
     changes: dict[str, Any] = {"times_s": times}
-    changes |= {k: 10 * getattr(samples, k) for k in ("median_s", "low_s", "high_s")}
+    changes |= {k: 100 * getattr(samples, k) for k in ("median_s", "low_s", "high_s")}
     return record.model_copy(update={"samples": samples.model_copy(update=changes)})
 
 

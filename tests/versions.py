@@ -23,7 +23,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """With more, torch waits for a busy machine between any two of them."""
 
 
-def attend(name: str, seconds: float = 0.002, factor: float = 1.0) -> str:
+def attend(name: str, seconds: float = 0.01, factor: float = 1.0) -> str:
     """A plugin that is as slow, and as wrong, as told."""
     return SLEEPS.format(name=name, seconds=seconds, factor=factor)
 
@@ -54,19 +54,22 @@ def commit(folder: Path) -> str:
 
 
 def two_versions(folder: Path) -> str:
-    """One that got ten times slower, one wrong, one with a comment, one the same, one new.
+    """One that got 15 times slower, one wrong, one with a comment, one the same, one new.
+
+    A busy machine may double a time: the slower one must be slower than that.
 
     Returns the commit of the first version; the second lies in the work tree.
     """
     names = ("slow", "wrong", "steady", "same")
     suite = write_suite(folder, (*names, "newer"))
-    suite.write_text(suite.read_text().replace("min_rounds = 2", "min_rounds = 5"))
+    text = suite.read_text().replace("min_rounds = 2", "min_rounds = 8")
+    suite.write_text(text.replace("samples = 2", "samples = 1"))
     (folder / ".gitignore").write_text("results/\n__pycache__/\n")
     write(folder, **{name: attend(name) for name in names})
     first = commit(folder)
     write(
         folder,
-        slow=attend("slow", seconds=0.02),
+        slow=attend("slow", seconds=0.15),
         wrong=attend("wrong", factor=1.5),
         steady=attend("steady") + "# another comment\n",
         newer=attend("newer"),
