@@ -179,6 +179,17 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="start again in a new file")
     parser.add_argument("--dry-run", action="store_true", help="print the points and the time")
     parser.add_argument("--no-report", action="store_true", help="do not render the page")
+    parser.add_argument(
+        "--against",
+        metavar="BASE",
+        help="compare with a git revision, whose versions are measured in the same rounds, or "
+        "with a record file or folder; exit code as `attnbench compare`",
+    )
+    parser.add_argument(
+        "--confirm",
+        action="store_true",
+        help="with --against: measure regressions once more before they count",
+    )
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +244,12 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
                         "software.torch; a glob; may be repeated")  # fmt: skip
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="summary of the worst points")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every point")
+    parser.add_argument("--confirm", action="store_true",
+                        help="measure regressions once more before they count")  # fmt: skip
+    parser.add_argument("--project", type=Path, metavar="DIR",
+                        help="with --confirm: where impls/ and suites/ are")  # fmt: skip
+    parser.add_argument("--impls-dir", type=Path, action="append", default=[], metavar="DIR",
+                        help="with --confirm: more implementations")  # fmt: skip
     parser.add_argument("-v", "--verbose", action="store_true", help="every point in the table")
 
 

@@ -107,6 +107,11 @@ class Comparison:
     threshold: float
     notes: tuple[str, ...] = ()
 
+    def with_points(self, points: Iterable[Compared], *notes: str) -> Comparison:
+        """The same with other points, the gravest first, and more notes."""
+        ordered = tuple(sorted(points, key=_gravity))
+        return replace(self, points=ordered, notes=(*self.notes, *notes))
+
     @property
     def regressions(self) -> list[Compared]:
         """Points of which something got worse."""
@@ -156,9 +161,8 @@ def compare(
     adjusted = benjamini_hochberg([r.p for r in ratios])
     for (index, evidence), found, p in zip(weighed.items(), ratios, adjusted, strict=True):
         points[index] = _with_time(points[index], evidence, found, p, threshold)
-    points.sort(key=_gravity)
     notes = (*base.problems, *new.problems, *passed, *_changed_settings(points, base, new))
-    return Comparison(tuple(points), threshold, notes)
+    return Comparison((), threshold).with_points(points, *notes)
 
 
 # ---- besides the time ------------------------------------------------------------------

@@ -114,7 +114,8 @@ def _by_point(run: Run, across: Sequence[str]) -> tuple[dict[_Point, dict[_Varia
     """Records by point and variant, each the last measured, and how many were passed over."""
     found: dict[_Point, dict[_Variant, Record]] = {}
     passed = 0
-    for record in sorted(run.records, key=lambda r: r.time):
+    # What git brought out counts only where there is nothing else: it is an earlier version.
+    for record in sorted(run.records, key=lambda r: (not r.implementation.revision, r.time)):
         point = found.setdefault((record.problem_id, record.implementation.spec), {})
         variant = (str(sorted(_identity(run, record, across).items())), record.seed)
         passed += variant in point

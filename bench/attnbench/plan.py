@@ -26,17 +26,30 @@ class Contender:
 
     @property
     def spec(self) -> str:
-        """``name:key=value``; unique within a run."""
+        """``name:key=value``; unique within a run, but for versions of one implementation."""
         return format_spec(self.entry.name, dict(self.given))
+
+    @property
+    def key(self) -> str:
+        """Unique within a run: the spec, and the revision of an earlier version."""
+        revision = self.entry.source.revision
+        return f"{self.spec} @ {revision[:12]}" if revision else self.spec
 
 
 @dataclass(frozen=True)
 class Point:
-    """One contender on one problem."""
+    """One contender on one problem.
+
+    Attributes:
+        id: of its record.
+        is_paired: its rounds are to be compared, one by one, with those of another version
+            of the same implementation in the same group.
+    """
 
     contender: Contender
     problem: Problem
     id: str
+    is_paired: bool = False
 
 
 @dataclass

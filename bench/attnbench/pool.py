@@ -90,8 +90,9 @@ def discover(
     project: Path | None,
     impls_dirs: Sequence[Path] = (),
     timeout_s: float = IMPORT_TIMEOUT_S,
+    sources: Sequence[Source] | None = None,
 ) -> list[Entry]:
-    """Every implementation, the unavailable ones with their reasons.
+    """Every implementation, the unavailable ones with their reasons; or those of ``sources``.
 
     Importing happens in a worker: a plugin that crashes there, or takes longer than
     ``timeout_s``, becomes unavailable, and the search starts again without it.
@@ -102,6 +103,7 @@ def discover(
             "do": "discover",
             "project": str(project) if project else None,
             "impls_dirs": [str(d) for d in impls_dirs],
+            "sources": None if sources is None else [vars(s) for s in sources],
             "skip": [(e.source.path, e.source.entry_point) for e in blamed],
         }
         importing: Source | None = None
@@ -149,14 +151,14 @@ def probe(pool: WorkerPool, entries: Sequence[Entry], problem: dict[str, Any]) -
                 raise
             reasons[at_work] = death.reason
             answered.add(at_work)
-        todo = [c for c in todo if c.spec not in answered]
+        todo = [c for c in todo if c.key not in answered]
     return reasons
 
 
 def contender_json(contender: Contender) -> Event:
     """A contender as a worker's task names it."""
     return {
-        "key": contender.spec,
+        "key": contender.key,
         "entry": contender.entry.to_json(),
         "options": dict(contender.given),
     }

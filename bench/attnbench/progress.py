@@ -61,8 +61,10 @@ class Display:
         self._counts[record.status] += 1
         self._bar.advance(self._task)
         if record.status not in _QUIET:
+            who = record.implementation
+            version = f" @ {who.revision[:12]}" if who.revision else ""
             self._console.print(
-                f"[bold red]{record.status}[/] [bold]{escape(record.implementation.spec)}[/] on "
+                f"[bold red]{record.status}[/] [bold]{escape(who.spec + version)}[/] on "
                 f"{escape(self._label)}: {escape(record.reason or '')}",
                 highlight=False,
                 soft_wrap=True,

@@ -52,6 +52,7 @@ class Implementation(_Part):
     origin: str = ""  # built-in, project, or the package that brought it
     version: str | None = None
     source_sha256: str | None = None
+    revision: str | None = None  # commit its source was brought out of; None: as it lay there
 
     @property
     def spec(self) -> str:

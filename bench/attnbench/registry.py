@@ -24,6 +24,7 @@ from typing import Any
 
 from attnbench import plugin, shelves
 from attnbench.errors import in_words
+from attnbench.neighbours import of_its_time
 from attnbench.spec import Value
 
 GROUP = "attnbench.impls"
@@ -37,6 +38,8 @@ class Source:
     stem: str  # what to call it if it cannot be imported
     path: str = ""
     entry_point: str = ""  # "module" or "module:attribute"
+    revision: str = ""  # commit that git brought it out of; empty for what lies there now
+    stands_for: str = ""  # then, the shelf it was taken from
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,56 @@ def sources(project: Path | None = None, extra: Iterable[Path] = ()) -> list[Sou
     for origin, shelf_folders in folders.items():
         for path in _plugin_paths(shelf_folders):
             try:
-                digest = _digest(path)
+                code = digest(path)
             except OSError:  # a dangling link, no permission: importing it will say so
-                digest = str(path)
-            if digest not in digests:
-                digests.add(digest)
+                code = str(path)
+            if code not in digests:
+                digests.add(code)
                 found.append(Source(origin, path.stem, path=str(path)))
     for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
         package = point.dist
         origin = f"package {package.name} {package.version}" if package else "package"
         found.append(Source(origin, point.name, entry_point=point.value))
     return found
+
+
+def sources_at(shelf: Path, present: Path, origin: str, revision: str) -> list[Source]:
+    """What may hold implementations in a shelf that git brought out of a revision.
+
+    Args:
+        shelf: where it lies.
+        present: the shelf as it is now.
+        origin: as in :class:`Source`.
+        revision: the commit.
+    """
+    return [
+        Source(origin, path.stem, str(path), revision=revision, stands_for=str(present))
+        for path in _plugin_paths([shelf])
+    ]
+
+
+def source_digest(path: Path) -> str:
+    """SHA-256 of an implementation's code: its file or folder, and what any file may use.
+
+    That is whatever lies on the shelf and is no implementation (``_common.py``, ``csrc/``),
+    documents and tests aside: another neighbour is another code.
+
+    Raises:
+        OSError: something cannot be read.
+    """
+    shelf = path.parent
+    plugins = set(_plugin_paths([shelf]))
+    beside = [
+        p
+        for p in sorted(shelf.iterdir())
+        if p not in plugins
+        and p.suffix != ".md"
+        and not p.name.startswith((".", "__pycache__", "conftest", "test_"))
+    ]
+    own = digest(path)
+    if not beside:
+        return own
+    return hashlib.sha256("".join([own, *map(digest, beside)]).encode()).hexdigest()
 
 
 def discover(
@@ -185,7 +227,6 @@ def _entries_of(source: Source) -> list[Entry]:
 def _entry(declaration: plugin.Declaration, source: Source) -> Entry:
     cls = declaration.cls
     is_sound = declaration.fault is None
-    path = Path(source.path or declaration.file)
     return Entry(
         name=declaration.name,
         source=source,
@@ -199,8 +240,15 @@ def _entry(declaration: plugin.Declaration, source: Source) -> Entry:
         version=cls.version,
         paper=cls.source,
         summary=next(iter((cls.__doc__ or "").strip().splitlines()), "") if is_sound else "",
-        source_sha256=_digest(path) if path.exists() else None,
+        source_sha256=_code_of(source, Path(declaration.file)),
     )
+
+
+def _code_of(source: Source, file: Path) -> str | None:
+    """The digest of a source's code; None if there is no file to read."""
+    if source.path:
+        return source_digest(Path(source.path))
+    return digest(file) if file.exists() else None
 
 
 _loaded: dict[Source, list[plugin.Declaration]] = {}
@@ -217,7 +265,7 @@ def _import(source: Source) -> list[plugin.Declaration]:
 
         before, guard = len(plugin.declared), Guard()
         try:
-            module = _import_file(Path(source.path)) if source.path else _import_point(source)
+            module = _import_shelved(source) if source.path else _import_point(source)
             guard.check()
         finally:
             guard.restore()
@@ -234,9 +282,17 @@ def _import_point(source: Source) -> ModuleType:
     return module
 
 
-def _import_file(path: Path) -> ModuleType:
+def _import_shelved(source: Source) -> ModuleType:
+    path = Path(source.path)
+    if not source.revision:
+        return _import_file(path)
+    with of_its_time(path.parent, Path(source.stands_for)):
+        return _import_file(path, f"_at_{source.revision[:8]}")
+
+
+def _import_file(path: Path, version: str = "") -> ModuleType:
     """Import a shelf file or folder under a name of its own."""
-    name = f"attnbench_impls.{path.stem.replace('-', '_')}_{_digest(path)[:8]}"
+    name = f"attnbench_impls.{path.stem.replace('-', '_')}_{digest(path)[:8]}{version}"
     is_folder = path.is_dir()
     spec = importlib.util.spec_from_file_location(
         name,
@@ -263,7 +319,7 @@ def _plugin_paths(folders: Iterable[Path]) -> Iterator[Path]:
                 yield path
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
     """SHA-256 of a file, or of all files of a folder (kernels are not all Python), names included.
 
     Raises:

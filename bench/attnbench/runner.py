@@ -9,7 +9,9 @@ Every finished point is on disk before the next group begins.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import shlex
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -81,7 +83,9 @@ class Runner:
     stop_requested: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     _process: int = 0  # of those that the group at work is measured in
-    _held: dict[str, Held] = field(default_factory=dict)  # by spec, until the last process
+    _held: dict[str, Held] = field(default_factory=dict)  # by key, until the last process
+    _attempt_id: str = ""
+    _attempts: dict[str, list[str]] = field(default_factory=dict)  # of each contender at work
 
     def __post_init__(self) -> None:
         # Finding implementations has imported all of them; those that nobody asked for
@@ -107,7 +111,7 @@ class Runner:
         for point in group:
             entry = point.contender.entry
             if entry.reason is None:
-                usable[point.contender.spec] = point
+                usable[point.contender.key] = point
             else:
                 where = f"{entry.file}:{entry.line}" if entry.line else entry.file
                 self._finish(point, status="unavailable", reason=f"{where}: {entry.reason}")
@@ -139,6 +143,7 @@ class Runner:
         runs by itself already.
         """
         suite = self.plan.suite
+        self._attempt_id = uuid.uuid4().hex
         problem = next(iter(todo.values())).problem
         task = {
             **make_task("measure", [p.contender for p in todo.values()], self.pool.device),
@@ -179,6 +184,7 @@ class Runner:
             if self._conditions.is_spoilt:
                 return  # it stays in todo, and is timed again
         point = todo.pop(event["who"])
+        self._attempts.setdefault(event["who"], []).append(self._attempt_id)
         if event["status"] == "oom" and not event["alone"] and alone is not None:
             alone[event["who"]] = point
             return
@@ -245,7 +251,7 @@ class Runner:
         todo.clear()
 
     def _finish(self, point: Point, **told: Any) -> None:
-        self._held.pop(point.contender.spec, None)
+        self._held.pop(point.contender.key, None)
         record = self._record(point, told)
         self.keep(record)
         self.counts[record.status] += 1
@@ -256,6 +262,7 @@ class Runner:
         samples, memory = told.get("samples"), told.get("memory")
         host_samples = told.get("host_samples")
         log = told.get("log_tail")
+        attempts = self._attempts.pop(point.contender.key, [])
         return Record(
             id=point.id,
             suite=suite.name,
@@ -272,6 +279,7 @@ class Runner:
                 origin=entry.source.origin,
                 version=entry.version,
                 source_sha256=entry.source_sha256,
+                revision=entry.source.revision or None,
             ),
             problem=point.problem.to_json(),
             problem_id=point.problem.id,
@@ -293,6 +301,15 @@ class Runner:
             kernels=told.get("kernels", []),
             wall_s=told.get("wall_s"),
             environment=self.environment,
+            pair=_pair(point, attempts) if samples else None,
             command=f"{self.command} --impls {shlex.quote(point.contender.spec)} "
             f"--problem {point.problem.id} --fresh",
         )
+
+
+def _pair(point: Point, attempts: Sequence[str]) -> str | None:
+    """One id for the versions of an implementation that the same attempts have interleaved."""
+    if not point.is_paired:
+        return None
+    text = " ".join([point.problem.id, point.contender.spec, *attempts])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

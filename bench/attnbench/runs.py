@@ -31,12 +31,12 @@ class Run:
         None where the environment's file is missing.
         """
         environment = self.environments.get(record.environment)
-        return None if environment is None else dict(_flatten(environment.get("identity", {})))
+        return None if environment is None else dict(flatten(environment.get("identity", {})))
 
     def context(self, record: Record) -> dict[str, str]:
         """What is worth knowing about the environment but is not its identity."""
         environment = self.environments.get(record.environment, {})
-        return dict(_flatten(environment.get("context", {})))
+        return dict(flatten(environment.get("context", {})))
 
 
 def load_run(paths: Sequence[Path]) -> Run:
@@ -101,7 +101,7 @@ def problem_label(record: Record) -> str:
 def _record_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
-        files += sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+        files += store.files_in(path) if path.is_dir() else [path]
     return list(dict.fromkeys(file.resolve() for file in files))
 
 
@@ -115,9 +115,10 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """``("software.torch", "2.13.0")`` and so on, for every value that is there."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     elif value is not None:
         yield prefix, value if isinstance(value, str) else json.dumps(value)

@@ -124,6 +124,7 @@ def reproduce(
     impls_dirs: Sequence[Path] = (),
     overrides: Sequence[str] = (),
     preset: Preset | None = None,
+    against: str | None = None,
 ) -> str:
     """The beginning of the command that measures a point again; a record adds the rest.
 
@@ -131,6 +132,7 @@ def reproduce(
         suite: its name or file.
         device, project, impls_dirs: as in :func:`open_session`.
         overrides, preset: as in :func:`attnbench.suite.load_suite`.
+        against: the commit that both versions of the point were measured for.
     """
     words = ["attnbench", "run", suite]
     if preset is not None:
@@ -143,6 +145,8 @@ def reproduce(
         words += ["--device", device]
     if project is not None:
         words += ["--project", str(project)]
+    if against is not None:
+        words += ["--against", against]
     return shlex.join(words)
 
 

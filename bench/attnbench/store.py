@@ -24,6 +24,12 @@ from pydantic import ValidationError
 from attnbench.errors import UserError
 from attnbench.record import SCHEMA, Record, schema_major
 
+AGAINST = ".against-"
+CONFIRM = ".confirm"
+"""In the names of files beside a run's: earlier versions that it was measured against, and
+suspects measured again. They are read where they are named, not with their folder: they are
+no runs of their own, and hold other figures for the same points."""
+
 
 @dataclass
 class Loaded:
@@ -81,7 +87,7 @@ class Store:
 
 
 def load(paths: Iterable[Path]) -> Loaded:
-    """Read records from files and folders (all ``*.jsonl`` below them).
+    """Read records from files and folders (see :func:`files_in`).
 
     A point that was measured again (``--fresh``) counts once: the record with the later
     time, or the later line where the times are equal.
@@ -109,6 +115,12 @@ def load(paths: Iterable[Path]) -> Loaded:
     return loaded
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The record files in and below a folder, but for those that accompany another one."""
+    aside = (AGAINST, f"{CONFIRM}.")
+    return [f for f in sorted(folder.rglob("*.jsonl")) if not any(a in f.name for a in aside)]
+
+
 def _when(record: Record) -> datetime.datetime:
     """When the record was written; in the far past if its time cannot be read."""
     try:
@@ -123,7 +135,7 @@ def _files(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder of results")
-        found = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+        found = files_in(path) if path.is_dir() else [path]
         for file in found:
             if file.is_file():
                 files.setdefault(file.resolve(), file)

@@ -58,8 +58,11 @@ def _discover(task: dict[str, Any], send: Send) -> None:
     """Import every source not in ``skip`` and send what was found."""
     from attnbench import registry
 
-    project = Path(task["project"]) if task["project"] else None
-    found = registry.sources(project, [Path(p) for p in task["impls_dirs"]])
+    if task["sources"] is None:
+        project = Path(task["project"]) if task["project"] else None
+        found = registry.sources(project, [Path(p) for p in task["impls_dirs"]])
+    else:
+        found = [registry.Source(**source) for source in task["sources"]]
     skip = {tuple(s) for s in task["skip"]}
     wanted = [s for s in found if (s.path, s.entry_point) not in skip]
 

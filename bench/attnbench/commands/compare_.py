@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from attnbench.commands import compare_text
+from attnbench.commands import compare_text, rerun
 from attnbench.compare import THRESHOLD, Comparison, compare
 from attnbench.errors import UserError
 from attnbench.history import FEWEST_RUNS, Series, Step, find_steps, run_scatter, series_of
@@ -31,6 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
     """0 no regression, 1 regression, 2 nothing to compare. Steps of a history are only told."""
     console = _Output()
     _check(arguments)
+    _check_rerun(arguments)
     threshold = THRESHOLD if arguments.threshold is None else arguments.threshold
     series: list[Series] = []
     steps: list[Step] = []
@@ -43,13 +44,19 @@ def main(arguments: argparse.Namespace) -> int:
     comparison = None
     if arguments.results:
         base, new = ([path] for path in arguments.results)
+        runs = load_run(base), load_run(new)
         comparison = compare(
-            load_run(base),
-            load_run(new),
-            threshold=threshold,
-            across=arguments.across,
-            scatter=run_scatter(series),
+            *runs, threshold=threshold, across=arguments.across, scatter=run_scatter(series)
         )
+        if arguments.confirm:
+            comparison = rerun.with_commands(
+                console,
+                comparison,
+                runs,
+                arguments.project,
+                arguments.impls_dir,
+                arguments.across,
+            )
         _write(arguments, comparison, steps)
         compare_text.print_comparison(console, comparison, verbose=arguments.verbose)
     long = sum(len(s.records) >= FEWEST_RUNS for s in series)
@@ -68,11 +75,19 @@ def _check(arguments: argparse.Namespace) -> None:
             f"{'path' if count == 1 else 'paths'}"
         )
     if not count:
-        for option in ("markdown", "json", "across", "verbose"):
+        for option in ("markdown", "json", "across", "verbose", "confirm"):
             if getattr(arguments, option):
                 raise UserError(f"--{option} is about BASE and NEW, which are not given")
     if arguments.markdown and arguments.markdown == arguments.json:
         raise UserError(f"{arguments.json}: --markdown and --json cannot share a file")
+
+
+def _check_rerun(arguments: argparse.Namespace) -> None:
+    if not arguments.confirm:
+        for option in ("project", "impls_dir"):
+            if getattr(arguments, option):
+                name = option.replace("_", "-")
+                raise UserError(f"--{name} is about what is measured again: it needs --confirm")
 
 
 def _write(arguments: argparse.Namespace, comparison: Comparison, steps: list[Step]) -> None:

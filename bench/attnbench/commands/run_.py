@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,13 +23,19 @@ from attnbench.progress import Display, duration
 from attnbench.record import STATUSES, Record
 from attnbench.runner import Runner
 from attnbench.session import Session, open_session, reproduce
-from attnbench.suite import find_suite, load_suite
+from attnbench.suite import Suite, find_suite, load_suite
 
 _BAD = ("incorrect", "timeout", "crash", "error")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the suite; 0 if nothing is wrong, 1 if some point failed, 130 if interrupted."""
+    if arguments.against is not None:
+        from attnbench.commands import run_against  # which builds on this module
+
+        return run_against.main(arguments)
+    if arguments.confirm:
+        raise UserError("--confirm is about regressions: it needs --against BASE")
     console = Console()
     shard = parse_shard(arguments.shard)
     path = find_suite(arguments.suite, arguments.project)
@@ -43,9 +49,9 @@ def main(arguments: argparse.Namespace) -> int:
     ) as session:
         file = session.results_file(suite, arguments.results, arguments.fresh)
         plan = session.plan(suite, file, arguments.impls, arguments.problem, shard)
-        _announce(console, session, plan, file)
+        announce(console, session, plan, file)
         if arguments.dry_run:
-            _print_points(console, plan)
+            print_points(console, plan)
             return 0
         command = reproduce(
             arguments.suite,
@@ -55,47 +61,69 @@ def main(arguments: argparse.Namespace) -> int:
             overrides=arguments.set,
             preset=arguments.preset,
         )
-        stopped = _measure(console, session, plan, file, command)
+        stopped = measure(console, session, plan, file, command)
     records = _records(plan, file)
     counts: Counter[str] = Counter(record.status for record in records)
     for line in closing_lines(records):
         console.print(escape(line), soft_wrap=True)
     _summary(console, counts, file)
-    if not arguments.no_report and counts.total():
-        # Beside each other: a page for every machine that measured the suite.
-        out = (arguments.project or Path.cwd()) / "reports" / "out" / file.parent.name / suite.name
-        _render(console, file, out, arguments.project)
+    if counts.total():
+        show_page(console, arguments, suite, file)
     if stopped:
         console.print("Stopped early; the same command goes on from here.")
         return 130
     return 1 if any(counts[status] for status in _BAD) else 0
 
 
-def _measure(console: Console, session: Session, plan: Plan, file: Path, command: str) -> bool:
+def measure(console: Console, session: Session, plan: Plan, file: Path, command: str) -> bool:
     """Measure what is left; True if the user stopped it."""
     if not plan.groups:
         console.print("Every point has its record already; --fresh would measure again.")
         return False
-    session.environment = selftest.noted(session.environment, file.parent)
+    with store.Store(file) as kept:
+        if kept.mended:
+            console.print(escape(kept.mended))
+        return take(console, session, plan, kept.append, file.parent, command)
+
+
+def take(
+    console: Console,
+    session: Session,
+    plan: Plan,
+    keep: Callable[[Record], None],
+    folder: Path,
+    command: str,
+) -> bool:
+    """Measure a plan and show how it goes; True if the user stopped it.
+
+    Args:
+        keep: takes each record as soon as it is there.
+        folder: where the records are, for the file of the environment.
+        command: beginning of the command that measures a point again.
+    """
+    session.environment = selftest.noted(session.environment, folder)
     for line in before_start(session.pool.sampler):
         console.print(f"[bold yellow]Warning:[/] {escape(line)}", soft_wrap=True)
-    limits = Limits(session.pool, session.environment, file.parent, plan.suite.measure.ceilings_s)
+    limits = Limits(session.pool, session.environment, folder, plan.suite.measure.ceilings_s)
     if told := limits.settle():
         console.print(escape(told), soft_wrap=True, highlight=False)
     address = limits.save()
-    with store.Store(file) as kept, Display(plan, console) as display:
-        if kept.mended:
-            console.print(escape(kept.mended))
-        runner = Runner(plan, session.pool, address, kept.append, display, command, limits)
+    with Display(plan, console) as display:
+        runner = Runner(plan, session.pool, address, keep, display, command, limits)
         with _graceful_interrupt(console, runner):
             runner.run()
     return runner.stop_requested
 
 
-def _render(console: Console, file: Path, out: Path, project: Path | None) -> None:
+def show_page(console: Console, arguments: argparse.Namespace, suite: Suite, file: Path) -> None:
     """The page, if it can be made: a bare GPU box measures without the libraries for it."""
+    if arguments.no_report:
+        return
+    project = arguments.project or Path.cwd()
+    # Beside each other: a page for every machine that measured the suite.
+    out = project / "reports" / "out" / file.parent.name / suite.name
     try:
-        render.page(console, [file], out, project=project)
+        render.page(console, [file], out, project=arguments.project)
     except UserError as error:
         console.print(f"No page: {escape(str(error))}. The records are safe.", soft_wrap=True)
 
@@ -117,7 +145,8 @@ def _graceful_interrupt(console: Console, runner: Runner) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _announce(console: Console, session: Session, plan: Plan, file: Path) -> None:
+def announce(console: Console, session: Session, plan: Plan, file: Path) -> None:
+    """What is to be measured, where, for how long, and where the records go."""
     hardware = session.environment["identity"]["hardware"]
     where = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
     todo = len(plan.points)
@@ -130,13 +159,14 @@ def _announce(console: Console, session: Session, plan: Plan, file: Path) -> Non
     )
 
 
-def _print_points(console: Console, plan: Plan) -> None:
+def print_points(console: Console, plan: Plan) -> None:
+    """Every point that is still to do."""
     for group in plan.groups:
         console.print(f"{group[0].problem.id}  {escape(group[0].problem.label)}", soft_wrap=True)
         for point in group:
             reason = point.contender.entry.reason
             note = f"  (unavailable: {reason})" if reason else ""
-            console.print(f"    {escape(point.contender.spec + note)}", soft_wrap=True)
+            console.print(f"    {escape(point.contender.key + note)}", soft_wrap=True)
 
 
 def _records(plan: Plan, file: Path) -> list[Record]:
