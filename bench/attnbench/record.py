@@ -2,6 +2,9 @@
 
 Schema history
     1.0.0  first form.
+    1.1.0  device and host time apart (``host_samples``); samples say method, cache state and
+           whether warm-up reached a steady state; memory by parts; energy; telemetry;
+           kernels; pairs and revisions of an implementation.
 
 A reader accepts any 1.x: a field it does not know is kept and ignored, one that is
 missing takes its default. Derived figures (TFLOPS, speed-up, share of roofline) are never
@@ -21,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from attnbench.spec import Value, format_spec
 
-SCHEMA = "1.0.0"
+SCHEMA = "1.1.0"
 
 Status = Literal[
     "ok", "incorrect", "unsupported", "unavailable", "oom", "timeout", "crash", "error"
