@@ -136,6 +136,7 @@ def test_the_files_are_written_whatever_becomes_of_the_reader(sides, tmp_path) -
         (["a", "b", "--threshold", "5"], "must be a share such as 0.03 or 3%, got '5'"),
         (["a", "b", "--threshold", "nan"], "must be a share such as 0.03 or 3%"),
         (["a", "b", "--treshold", "5%"], "did you mean '--threshold'?"),
+        (["--history", "h", "b"], "got 1 path"),  # never taken for a second history
         (["--history", "h", "--json", "x"], "--json is about BASE and NEW"),
         (["a", "b", "--json", "x", "--markdown", "x"], "cannot share a file"),
     ],

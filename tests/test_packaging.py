@@ -165,7 +165,7 @@ def test_the_measuring_core_needs_little():
     """It installs on a bare GPU box; pages, training and clusters are extras."""
     core = {Requirement(line).name for line in PROJECT["dependencies"]}
     assert core == {"numpy", "nvidia-ml-py", "pydantic", "rich", "torch", "triton"}
-    assert {"report", "pytest", "xformers", "train", "ray", "slurm", "dev"} == set(
+    assert {"report", "export", "pytest", "xformers", "train", "ray", "slurm", "dev"} == set(
         PROJECT["optional-dependencies"]
     )
 

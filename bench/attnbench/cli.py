@@ -29,7 +29,7 @@ _COMMANDS = {
     "report": "render records as an HTML page, a Markdown summary and figures",
     "profile": "show where time and memory of one implementation go",
     "doctor": "show the environment and what is missing",
-    "compare": "verdict a point between two runs; exit 0 no regression, 1 regression, 2 neither",
+    "compare": "what got faster, slower or worse from run to run; 0 no regression, 1 regression",
     "merge": "join record files, such as shards, into one",
     "export": "write records in the format of another tool",
 }
@@ -235,8 +235,9 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="*", type=Path, metavar="BASE NEW",
                         help="record files or folders, before and after")  # fmt: skip
-    parser.add_argument("--history", nargs="+", type=Path, default=[], metavar="FOLDER",
-                        help="earlier runs: show steps, learn how equal runs differ")  # fmt: skip
+    parser.add_argument("--history", action="append", type=Path, default=[], metavar="FOLDER",
+                        help="earlier runs: show steps, learn how equal runs differ; "
+                        "may be repeated")  # fmt: skip
     parser.add_argument("--threshold", type=_share, metavar="SHARE",
                         help="relative difference that matters (default: 3%%)")  # fmt: skip
     parser.add_argument("--across", action="append", default=[], metavar="FIELD",
