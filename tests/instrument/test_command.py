@@ -88,6 +88,7 @@ def test_what_cannot_be_measured_is_one_line(
     ("words", "says"),
     [
         (["overhed"], "no proof 'overhed'; allowed: false_verdicts, overhead"),
+        (["overhead", "--write-docs"], "replaces the whole result: name no proofs with it"),
         (["--trials", "0"], "must be a whole number from 1, got '0'"),
         (["--processes", "-1"], "must be a whole number from 1, got '-1'"),
     ],
