@@ -112,6 +112,8 @@ def _parse(words: list[str] | None) -> argparse.Namespace:
     for name in arguments.proofs:
         if name not in PROOFS:
             parser.error(f"no proof {name!r}; allowed: {', '.join(PROOFS)}")
+    if arguments.write_docs and arguments.proofs:
+        parser.error("--write-docs replaces the whole result: name no proofs with it")
     return arguments
 
 
