@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import BROKEN, command, environment, measure, write_suite
 
+from attnbench.process import Worker
 from attnbench.record import Record
 from attnbench.runner import Runner
 from attnbench.session import Session, open_session
@@ -39,6 +40,32 @@ def statuses(records: Records) -> dict[str, str]:
 
 def reasons(records: Records) -> dict[str, str]:
     return {spec: record.reason or "" for (spec, _), record in records.items()}
+
+
+# ---- what a record holds -----------------------------------------------------------------
+
+
+def test_a_record_tells_the_parts_of_memory_and_what_ran(session: Session, tmp_path: Path) -> None:
+    records = sweep(session, tmp_path, "naive", direction=["forward", "backward", "both"])
+    for (_, where), record in records.items():
+        memory, names = record.memory, {kernel["name"] for kernel in record.kernels}
+        assert memory is not None
+        assert memory.note is None
+        assert (memory.saved_bytes is None) == ("forward" in where)
+        assert (memory.forward_peak_bytes is None) == ("backward" in where)
+        assert ("aten::_softmax" in names) == ("backward" not in where)
+        assert ("aten::_softmax_backward_data" in names) == ("forward" not in where)
+
+
+def test_malloc_is_fixed_in_a_worker_unless_the_user_has_set_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4096")
+    with Worker("cpu", tmp_path) as worker:
+        assert list(worker.ask({"do": "environment", "device": "cpu"}, 60))  # it has begun
+        started = Path(f"/proc/{worker.pid}/environ").read_bytes().split(b"\0")
+    assert b"MALLOC_MMAP_THRESHOLD_=33554432" in started
+    assert b"MALLOC_TRIM_THRESHOLD_=4096" in started
 
 
 # ---- wrong answers -----------------------------------------------------------------------
