@@ -60,8 +60,7 @@ def main(arguments: argparse.Namespace) -> int:
     """0 no regression, 1 regression, 2 nothing could be compared, 130 interrupted."""
     parse_shard(arguments.shard)
     suite = load_suite(find_suite(arguments.suite, arguments.project), arguments.set)
-    path = Path(arguments.against)
-    base = load_run([path]) if path.exists() else None
+    base = _records(Path(arguments.against))
     with open_session(
         arguments.project,
         arguments.device,
@@ -128,6 +127,12 @@ def _measure_both(work: _Work, plan: Plan, files: tuple[Path, Path], command: st
 
 
 # ---- records ---------------------------------------------------------------------------
+
+
+def _records(path: Path) -> Run | None:
+    """What a file or folder holds; None if it holds no record, or is not there."""
+    run = load_run([path]) if path.exists() else None
+    return run if run is not None and run.records else None
 
 
 def _of_records(work: _Work, base: Run) -> int:
