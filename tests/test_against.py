@@ -19,7 +19,7 @@ from attnbench import registry, store
 from attnbench.against import Brought, Versions, base_file, brought_out, make_plan_of_both
 from attnbench.cli import main
 from attnbench.commands import run_against
-from attnbench.compare import VERDICTS
+from attnbench.compare import VERDICTS, compare
 from attnbench.errors import UserError
 from attnbench.neighbours import of_its_time
 from attnbench.plan import Contender, Plan
@@ -188,6 +188,13 @@ def test_a_base_that_means_nothing_is_refused(run):
     ended = run("--against", "nowhere")
     assert ended.code == 2
     assert "--against nowhere: neither a file or folder of records nor a revision of" in ended.err
+
+
+def test_a_folder_without_records_may_have_the_name_of_a_branch(run, project):
+    (project / "main").mkdir(exist_ok=True)
+    ended = run("--against", "main", "--impls", "slow", "--fresh", "--dry-run")
+    assert ended.code == 0
+    assert "    slow @ " in ended.out
 
 
 def test_outside_of_git_is_told(session, tmp_path):
@@ -427,3 +434,12 @@ def test_rounds_of_two_attempts_are_no_pair(tmp_path):
 
 def test_the_base_has_a_file_of_its_own_beside():
     assert base_file(Path("r/tiny-1-2.2.jsonl"), "0123") == Path("r/tiny-1-2.2.against-0123.jsonl")
+
+
+def test_an_earlier_version_counts_only_where_there_is_nothing_else():
+    """Though it was measured last: two files of a run may be given together."""
+    now = made_records.record()
+    who = now.implementation.model_copy(update={"revision": "0123abcd"})
+    then = now.model_copy(update={"implementation": who, "time": "2027-01-01T00:00:00+00:00"})
+    (point,) = compare(made_records.run(now), made_records.run(now, then)).points
+    assert point.new is now

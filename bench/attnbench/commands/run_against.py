@@ -62,8 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
     parse_shard(arguments.shard)
     path = find_suite(arguments.suite, arguments.project)
     suite = load_suite(path, arguments.set, arguments.preset)
-    earlier = Path(arguments.against)
-    base = load_run([earlier]) if earlier.exists() else None
+    base = _records(Path(arguments.against))
     with open_session(
         arguments.project,
         arguments.device,
@@ -130,6 +129,12 @@ def _measure_both(work: _Work, plan: Plan, files: tuple[Path, Path], command: st
 
 
 # ---- records ---------------------------------------------------------------------------
+
+
+def _records(path: Path) -> Run | None:
+    """What a file or folder holds; None if it holds no record, or is not there."""
+    run = load_run([path]) if path.exists() else None
+    return run if run is not None and run.records else None
 
 
 def _of_records(work: _Work, base: Run) -> int:
