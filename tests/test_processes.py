@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import HEALTHY, measure, write_suite
 
+from attnbench.plan import Contender, Plan, Point
+from attnbench.process import WorkerDied
 from attnbench.processes import Held, join
-from attnbench.record import Samples
+from attnbench.record import Record, Samples
+from attnbench.registry import Entry, Source
+from attnbench.runner import Runner
 from attnbench.session import open_session
 from attnbench.stats import median_interval, process_interval
+from attnbench.suite import load_suite
 
 LATE = """
 import os
@@ -90,6 +96,94 @@ def test_what_only_the_first_process_measured_is_kept() -> None:
     assert whole["host_samples"] is None
     assert len(whole["samples"]["times_s"]) == 2
     assert whole["wall_s"] == 8.0
+
+
+# ---- through the runner ------------------------------------------------------------------
+
+
+class FakePool:
+    """Workers that tell what a script says: by process, what becomes of each contender."""
+
+    device = "cpu"
+
+    def __init__(self, script: list[dict[str, str]]) -> None:
+        self.script = script
+        self.is_fresh = True
+        self.log: list[str] = []
+
+    def drop(self) -> None:
+        self.is_fresh = True
+
+    def ask(self, task: dict[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
+        process, keys = task["process"], [told["key"] for told in task["contenders"]]
+        fresh = "fresh" if self.is_fresh else "used"
+        self.log.append(f"{process} {fresh}: {' '.join(keys)}")
+        self.is_fresh = False
+        for key in keys:
+            yield {"event": "step", "who": key, "phase": "measure"}
+            fate = self.script[process][key]
+            if fate == "dies":
+                self.drop()
+                raise WorkerDied("crash", "it died", "")
+            yield {"event": "result", "who": key, "alone": len(keys) == 1} | self.result(fate)
+
+    @staticmethod
+    def result(fate: str) -> dict[str, Any]:
+        if fate != "ok":
+            return {"status": fate, "reason": "because", "log_tail": None}
+        return {
+            "status": "ok", "samples": part(1.0).model_dump(), "host_samples": None,
+            "memory": None, "accuracy": {"out": {"ok": True, "max_abs": 0.0}}, "wall_s": 1.0,
+        }  # fmt: skip
+
+
+def ended(tmp_path: Path, script: list[dict[str, str]]) -> tuple[list[str], dict[str, Record]]:
+    """What was asked of whom, and the records."""
+    path = write_suite(tmp_path, list(script[0]))
+    path.write_text(path.read_text() + f"processes = {len(script)}\n")
+    suite = load_suite(path)
+    (problem,) = suite.problems
+    points = [
+        Point(Contender(Entry(name, Source("project", name), f"{name}.py", 1)), problem, name)
+        for name in script[0]
+    ]
+    pool, records = FakePool(script), dict[str, Record]()
+    plan = Plan(suite, "cpu", [points])
+    Runner(plan, pool, "none", lambda r: records.setdefault(r.id, r) and None).run()  # type: ignore[arg-type]
+    assert len(records) == len(points)
+    return pool.log, records
+
+
+def test_a_group_goes_through_fresh_processes_one_after_the_other(tmp_path: Path) -> None:
+    log, records = ended(tmp_path, [{"a": "ok", "b": "ok"}] * 3)
+    assert log == ["0 fresh: a b", "1 fresh: a b", "2 fresh: a b"]
+    assert [len(r.samples.times_s) for r in records.values() if r.samples] == [3, 3]
+    assert records["a"].wall_s == 3.0
+
+
+@pytest.mark.parametrize("fate", ["incorrect", "oom", "dies"])
+def test_who_fails_in_a_later_process_has_failed_and_the_others_go_on(
+    tmp_path: Path, fate: str
+) -> None:
+    fates = [{"a": "ok", "b": "ok"}, {"a": fate, "b": "ok"}, {"a": "ok", "b": "ok"}]
+    log, records = ended(tmp_path, fates)
+    assert records["a"].status == ("crash" if fate == "dies" else fate)
+    assert records["a"].samples is None
+    assert records["b"].samples is not None
+    assert len(records["b"].samples.times_s) == 3
+    assert log[-1] == "2 fresh: b", "who has failed is not measured again"
+
+
+def test_nobody_left_ends_the_group(tmp_path: Path) -> None:
+    log, records = ended(tmp_path, [{"a": "incorrect"}, {"a": "ok"}])
+    assert log == ["0 fresh: a"]
+    assert records["a"].status == "incorrect"
+
+
+def test_one_process_need_not_be_a_fresh_one(tmp_path: Path) -> None:
+    log, records = ended(tmp_path, [{"a": "ok"}])
+    assert len(log) == 1
+    assert records["a"].samples == part(1.0)
 
 
 # ---- through real workers ----------------------------------------------------------------

@@ -24,6 +24,7 @@ from attnbench.pytest_run import in_pytest_words
 from attnbench.pytest_suite import Playback, item_id, parameters
 from attnbench.record import Record
 from attnbench.registry import Entry, Source
+from attnbench.settings import PRESETS
 from attnbench.store import load
 
 # The user's own tests have their own naming; and a warning of ours would be an error.
@@ -522,6 +523,16 @@ def test_parameters_that_stand_for_two_numbers_tell_both(measured: tuple[Path, R
     told = parameters(record.model_copy(update={"problem": problem.to_json()}), problem)
     assert (told["heads"], told["seqlen"], told["d_model"]) == ("8x2", "1x64", 512)
     assert (told["heads_kv"], told["seqlen_k"], told["mask"]) == (2, 64, "full")
+
+
+def test_a_preset_is_what_the_run_measures_by(project: Path) -> None:
+    words = ("--benchmark", "--attn-preset", "quick", "--attn-set", "measure.max_s=0.01")
+    ran = run(project, *words, "-k", "left and N16")
+    assert ran.counts["passed"] == 1, ran.text
+    (record,) = records_in(project)[-1]
+    assert record.samples is not None
+    assert len(record.samples.times_s[0]) == PRESETS["quick"]["min_rounds"]
+    assert " --quick --set measure.max_s=0.01 " in record.command
 
 
 def test_options_in_messages_are_those_of_pytest() -> None:

@@ -27,6 +27,7 @@ _NEEDS = {  # options that mean nothing without --benchmark
     "attn_impls_dir": "--attn-impls-dir",
     "attn_device": "--attn-device",
     "attn_set": "--attn-set",
+    "attn_preset": "--attn-preset",
     "attn_results": "--attn-results",
 }
 
@@ -53,6 +54,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="KEY=VALUE",
         help="override a key of the grid, or measure.KEY, verify.KEY",
+    )
+    group.addoption(
+        "--attn-preset",
+        choices=("quick", "precise"),
+        help="how well to measure, instead of what the suite says; --attn-set still wins",
     )
     group.addoption(
         "--attn-results", type=Path, metavar="DIR", help="for the records; default: results"

@@ -22,6 +22,7 @@ from attnbench.plan import choose
 from attnbench.process import WorkerDied
 from attnbench.pytest_suite import SuiteFile, SuiteRun
 from attnbench.session import Session, open_session, reproduce
+from attnbench.settings import Preset
 from attnbench.suite import find_suite, list_suites, load_suite
 
 _BUILTIN = "attnbench/suites/"  # how node ids call the built-in shelf, wherever it is installed
@@ -48,6 +49,7 @@ class BenchmarkRun:
         self._impls_dirs: list[Path] = config.getoption("attn_impls_dir") or []
         self._device: str = config.getoption("attn_device") or "auto"
         self._overrides: list[str] = config.getoption("attn_set") or []
+        self._preset: Preset | None = config.getoption("attn_preset")
         self._results: Path | None = config.getoption("attn_results")
         self._session: Session | None = None
         self._stack = contextlib.ExitStack()
@@ -140,7 +142,7 @@ class BenchmarkRun:
     def _plan(self, path: Path) -> SuiteRun:
         session = self.open()
         overrides = [*self._overrides, *(_SMOKE if self.is_smoke else ())]
-        suite = load_suite(Path(os.path.relpath(path)), overrides)
+        suite = load_suite(Path(os.path.relpath(path)), overrides, self._preset)
         file = session.results_file(suite, self._results, fresh=True)
         plan = session.plan(suite, file, self._impls)
         is_known = list_suites(self.project).get(suite.name) == path
@@ -149,6 +151,7 @@ class BenchmarkRun:
             device=self._device,
             impls_dirs=self._impls_dirs,
             overrides=self._overrides,
+            preset=self._preset,
         )
         return SuiteRun(session, plan, None if self.is_smoke else file, command)
 

@@ -1,12 +1,15 @@
-"""Pinning: while samples are taken on a CPU, each OpenMP thread stays on a core of its own.
+"""Pinning: while samples are taken on a CPU, OpenMP's threads stay on cores of their own.
 
 A thread that moves leaves its caches behind, on machines of two sockets its memory too, and
 two threads on one core halve it; so the same process is fast or slow by luck.
 
-Why not ``OMP_PROC_BIND`` in the worker's environment: it binds the main thread for life, and
-all that a plugin starts from there (compilers, helpers) inherits that one core. Here the
-team is bound when sampling begins and let go when it ends, by a call that runs once in each
-of its threads. Whoever has settled it already (by the variables below) is left alone.
+The main thread is left free, and finds the core that the others leave: whatever it starts
+inherits where it may run, so pinned it would put all threads of a plugin that starts its
+own, or a new team of OpenMP's, on one core. That is also why this is not done by
+``OMP_PROC_BIND`` in the worker's environment, which binds the main thread, and for life.
+Here the team is bound when sampling begins and let go when it ends, by a call that runs
+once in each of its threads. Whoever has settled it already (by the variables below) is left
+alone.
 """
 
 from __future__ import annotations
@@ -27,10 +30,12 @@ _TEAM_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def plan(environ: Mapping[str, str] = os.environ, cpus: Path = _CPUS) -> list[int] | str:
-    """The CPU of each OpenMP thread, or why they are left alone."""
+    """A CPU for each OpenMP thread, the main one's first, or why all are left alone."""
     for name in _SETTLED_BY:
         if name in environ:
             return f"{name} is set"
+    if torch.get_num_threads() == 1:
+        return "there is one thread"
     if _openmp() is None:
         return "no OpenMP library with GOMP_parallel is loaded"
     return choose(sorted(os.sched_getaffinity(0)), torch.get_num_threads(), cpus)
@@ -60,18 +65,19 @@ def describe() -> str:
     planned = plan()
     if isinstance(planned, str):
         return f"not pinned: {planned}"
-    return f"OpenMP threads pinned while sampling, to CPUs {', '.join(map(str, planned))}"
+    cpus = ", ".join(map(str, planned[1:]))
+    return f"OpenMP threads except the main one pinned while sampling, to CPUs {cpus}"
 
 
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
-    """Bind the OpenMP threads inside the context, and let them go after it."""
+    """Bind the OpenMP threads, all but the main one, and let them go after the context."""
     planned = plan()
     if isinstance(planned, str):
         yield
         return
     allowed = os.sched_getaffinity(0)
-    _set_affinity([{cpu} for cpu in planned])
+    _set_affinity([allowed, *({cpu} for cpu in planned[1:])])
     try:
         yield
     finally:

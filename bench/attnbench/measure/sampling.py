@@ -172,16 +172,12 @@ def _warm_up(
 
 def _settle(loop: _Loop, budget: Budget, start: float) -> bool:
     """Run window after window until two in a row agree; False if the cap comes first."""
-    before: float | None = None
+    before: float | None = None  # the median of the window before
     while (left_s := start + budget.warmup_cap_s - time.perf_counter()) > 0:
         now = loop.run_window(budget.warmup_s / _WINDOWS, left_s)
-        has_lasted = time.perf_counter() - start >= budget.warmup_s
-        if (
-            now is not None
-            and before is not None
-            and abs(now - before) <= budget.steady_share * before
-            and has_lasted
-        ):
+        if now is None:  # the cap cut it short
+            return False
+        if before is not None and abs(now - before) <= budget.steady_share * before:
             return True
         before = now
     return False
