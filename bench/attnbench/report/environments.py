@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attnbench.limits import ceilings_of
 from attnbench.record import Record
 
 _NAMES = ("gpu", "cpu")  # keys of identity.hardware that name the machine, best first
@@ -25,6 +26,7 @@ class Environment:
     address: str
     identity: Mapping[str, str] = field(default_factory=dict)
     context: Mapping[str, str] = field(default_factory=dict)
+    ceilings: Mapping[str, Any] | None = None  # as the sidecar has them
 
     @property
     def found(self) -> bool:
@@ -107,7 +109,18 @@ def _read(path: Path, address: str) -> Environment:
         address,
         identity=dict(_flatten(data.get("identity", {}))),
         context=dict(_flatten(data.get("context", {}))),
+        ceilings=_ceilings(data),
     )
+
+
+def _ceilings(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The section, if ceilings can be read from it."""
+    if "ceilings" not in data:
+        return None
+    try:
+        return data["ceilings"] if ceilings_of(data) is not None else None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"ceilings: {type(error).__name__}: {error}") from error
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -355,6 +355,7 @@
     tell("time", row.time_text && row.time_text + (row.wide ? WIDER : ""));
     tell("rate", row.rate_text);
     tell("speed-up", row.speedup_text);
+    tell("roofline", row.roofline_text);
     tell("memory", row.memory_text);
     if (tensor) {
       const figures = row.errors[tensor];
@@ -393,6 +394,7 @@
   };
   COLUMNS.all = [
     ...COLUMNS.latency, ...COLUMNS.rate, ["speed-up", "speedup_text", (r) => r.rate?.[0]],
+    ["share of roofline", "roofline_text", (r) => r.roofline_text && parseFloat(r.roofline_text)],
     ...COLUMNS.memory, ["worst error", "error_text"], ["reason", "reason"],
     ["command", (r) => data.scopes[state.scope].command + r.command],
     ["id", "id"],
