@@ -244,7 +244,8 @@ def _templates() -> jinja2.Environment:
     )  # fmt: skip
     environment.globals.update(
         figures=tables.figures, glyphs=tables.GLYPHS, differences=env.differences,
-        in_common=env.in_common, count=units.count, commands=tables.suite_commands,
+        in_common=env.in_common, has_ceilings=env.has_ceilings, count=units.count,
+        commands=tables.suite_commands,
         ratio=units.ratio, label=label, signals=strips.signals, strip_signals=strips.SIGNALS,
         strip_size=(strips.WIDTH, strips.HEIGHT),
     )  # fmt: skip

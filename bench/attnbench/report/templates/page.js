@@ -417,7 +417,9 @@
       ["implementation", (r) => data.looks[r.impl].name, (r) => r.impl],
       ["status", "status"],
       ...COLUMNS[chart ? chart.measure : "all"],
-    ].filter(([name]) => name !== "problem" || scope.panels.some((p) => p.title));
+    ].filter(([name]) =>
+      (name !== "problem" || scope.panels.some((p) => p.title)) &&
+      (name !== "share of roofline" || scope.rows.some((r) => r.roofline_text)));
     const read = (row, how) => (typeof how === "function" ? how(row) : row[how]) ?? "";
     const rows = scope.rows.filter(isShown(scope));
     const body = make("tbody");
