@@ -16,7 +16,9 @@ from attnbench.report.tables import figures, suite_commands
 from attnbench.stats import Interval
 
 _FIRST_FILTERS = ("direction", "dtype", "mask")
-_TEXTS = ("time", "rate", "speedup", "memory", "memory_parts", "memory_note", "error")
+_TEXTS = (
+    "time", "rate", "speedup", "roofline", "memory", "memory_parts", "memory_note", "error",
+)  # fmt: skip
 
 
 def dataset(

@@ -77,6 +77,12 @@ class Support(_View):
     view: Literal["support"]
 
 
+class Telemetry(_View):
+    """What the machine did while each problem was timed, with the verdict on it."""
+
+    view: Literal["telemetry"]
+
+
 class PointsTable(_View):
     """Every point with all its figures and the command that reproduces it."""
 
@@ -96,14 +102,14 @@ class Reproduce(_View):
 
 
 View = (
-    Verdicts | Lines | Speedup | Accuracy | Winners | Support | PointsTable | EnvironmentTable
-    | Reproduce
+    Verdicts | Lines | Speedup | Accuracy | Winners | Telemetry | Support | PointsTable
+    | EnvironmentTable | Reproduce
 )  # fmt: skip
 
 _BY_NAME: Mapping[str, type[_View]] = {
     "verdicts": Verdicts, "rate": Lines, "latency": Lines, "speedup": Speedup, "memory": Lines,
-    "error": Accuracy, "winners": Winners, "support": Support, "points": PointsTable,
-    "environment": EnvironmentTable, "reproduce": Reproduce,
+    "error": Accuracy, "winners": Winners, "telemetry": Telemetry, "support": Support,
+    "points": PointsTable, "environment": EnvironmentTable, "reproduce": Reproduce,
 }  # fmt: skip
 """Every view by the name that a definition calls it."""
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attnbench.limits import ceilings_of
 from attnbench.record import Record
+from attnbench.report import units
+from attnbench.stats import Interval
 
 _NAMES = ("gpu", "cpu")  # keys of identity.hardware that name the machine, best first
 
@@ -25,6 +28,23 @@ class Environment:
     address: str
     identity: Mapping[str, str] = field(default_factory=dict)
     context: Mapping[str, str] = field(default_factory=dict)
+    ceilings: Mapping[str, Any] | None = None  # as the sidecar has them
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """The ceilings as text, with the shape or size that reached them."""
+        known = ceilings_of({"ceilings": self.ceilings})
+        if self.ceilings is None or known is None:
+            return {}
+        told = {"measured": str(self.ceilings.get("measured", ""))}
+        for kind, rates, unit in (
+            ("bandwidth", known.bandwidth, units.BYTES_A_SECOND),
+            ("matmul", known.matmul, units.FLOPS),
+        ):
+            for name, rate in rates.items():
+                interval = units.interval(Interval(rate.median, rate.low, rate.high), unit)
+                told[f"{name} {kind}"] = f"{interval}, {rate.what}"
+        return told | {name: f"none: {why}" for name, why in known.absent.items()}
 
     @property
     def found(self) -> bool:
@@ -78,13 +98,18 @@ def load_environments(
 
 
 def differences(environments: Sequence[Environment], part: str) -> list[Difference]:
-    """Keys of a part (``identity`` or ``context``) whose value is not the same everywhere."""
+    """Keys of a part (``identity``, ``context``, ``limits``) with different values."""
     return [d for d in _table(environments, part) if len(set(d.values)) > 1]
 
 
 def in_common(environments: Sequence[Environment], part: str) -> dict[str, str]:
     """Keys of a part whose value is the same in every environment."""
     return {d.key: d.values[0] for d in _table(environments, part) if len(set(d.values)) == 1}
+
+
+def has_ceilings(environments: Sequence[Environment]) -> bool:
+    """Whether any of them holds ceilings."""
+    return any(environment.limits for environment in environments)
 
 
 def _table(environments: Sequence[Environment], part: str) -> list[Difference]:
@@ -107,7 +132,18 @@ def _read(path: Path, address: str) -> Environment:
         address,
         identity=dict(_flatten(data.get("identity", {}))),
         context=dict(_flatten(data.get("context", {}))),
+        ceilings=_ceilings(data),
     )
+
+
+def _ceilings(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The section, if ceilings can be read from it."""
+    if "ceilings" not in data:
+        return None
+    try:
+        return data["ceilings"] if ceilings_of(data) is not None else None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"ceilings: {type(error).__name__}: {error}") from error
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from attnbench.record import Implementation
 from attnbench.report import environments as env
-from attnbench.report import tables, units
+from attnbench.report import strips, tables, units
 from attnbench.report.dataset import dataset, filter_values
 from attnbench.report.definition import Definition
 from attnbench.report.environments import Environment
@@ -31,7 +31,7 @@ from attnbench.report.fields import LABELS, label
 from attnbench.report.points import Point
 from attnbench.report.profiles import Profile
 from attnbench.report.style import Look
-from attnbench.report.sweep import Scope
+from attnbench.report.sweep import Panel, Scope
 from attnbench.report.verdicts import Verdict, verdicts
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -72,6 +72,12 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
         "Of the output and of each gradient, a mark for each problem. The tolerance is twice "
         "the error of the textbook computation in the same dtype, and a floor; a ring marks an "
         "error past it. The data table has the errors themselves.",
+    ),
+    "telemetry": (
+        "The machine meanwhile",
+        "While each problem was timed: clocks, temperature and power of the device, and who else "
+        "was at work. What was slowed down for heat was timed again; a power limit and other "
+        "processes are only noted. What this machine does not tell is not shown.",
     ),
     "support": (
         "Support and failures",
@@ -118,6 +124,7 @@ class ScopeView:
     environments: Sequence[Environment]
     implementations: Sequence[Implementation]
     panel_of: Mapping[str, int]  # by the id of a record
+    strips: Sequence[tuple[Panel, int, Sequence[strips.Strip]]]
 
 
 def page(
@@ -186,6 +193,7 @@ def _scope_view(
         own,
         list({p.implementation: p.record.implementation for p in points}.values()),
         {p.record.id: i for i, panel in enumerate(scope.panels) for p in panel.points},
+        strips.strips(scope),
     )
 
 
@@ -239,8 +247,10 @@ def _templates() -> jinja2.Environment:
     )  # fmt: skip
     environment.globals.update(
         figures=tables.figures, glyphs=tables.GLYPHS, differences=env.differences,
-        in_common=env.in_common, count=units.count, commands=tables.suite_commands,
-        ratio=units.ratio, label=label,
+        in_common=env.in_common, has_ceilings=env.has_ceilings, count=units.count,
+        commands=tables.suite_commands,
+        ratio=units.ratio, label=label, signals=strips.signals, strip_signals=strips.SIGNALS,
+        strip_size=(strips.WIDTH, strips.HEIGHT),
     )  # fmt: skip
     return environment
 

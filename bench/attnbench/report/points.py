@@ -15,10 +15,12 @@ from typing import Any
 
 from attnbench import store
 from attnbench.errors import UserError
+from attnbench.limits import place_record
 from attnbench.masks import parse_mask
 from attnbench.problem import Problem
 from attnbench.record import Record, TensorAccuracy
 from attnbench.report.environments import Environment, load_environments
+from attnbench.roofline import Place
 from attnbench.spec import format_spec, parse_spec
 from attnbench.stats import Interval
 
@@ -34,6 +36,7 @@ class Point:
         label: the problem in a line.
         time_s: seconds a call; rate: FLOP/s; speedup: baseline's time over this time.
         flops, ideal_bytes: of the problem; None where this attnbench cannot read it.
+        place: of the median under the roofline; None without ceilings.
     """
 
     record: Record
@@ -45,6 +48,7 @@ class Point:
     time_s: Interval | None = None
     rate: Interval | None = None
     speedup: Interval | None = None
+    place: Place | None = None
 
     @property
     def implementation(self) -> str:
@@ -104,7 +108,9 @@ def load_points(results: Sequence[Path]) -> Results:
     for record in loaded.records:
         point = _bare(record, environments[record.environment].machine)
         try:
-            points.append(_derive(point, Problem.from_json(record.problem)))
+            derived = _derive(point, Problem.from_json(record.problem))
+            sidecar = {"ceilings": environments[record.environment].ceilings}
+            points.append(replace(derived, place=place_record(record, sidecar)))
         except UserError as error:
             told.append(f"point {record.id}: no FLOPS: {error}")
             points.append(point)

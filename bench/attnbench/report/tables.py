@@ -20,6 +20,7 @@ from attnbench.report.points import Point
 from attnbench.report.style import Look
 from attnbench.report.sweep import Panel, Scope
 from attnbench.report.verdicts import Verdict, headline, verdicts
+from attnbench.roofline import Place
 
 SHORT: Mapping[Status, str] = {
     "ok": "ok", "incorrect": "wrong", "unsupported": "unsup.", "unavailable": "absent",
@@ -70,6 +71,7 @@ def figures(point: Point) -> dict[str, str]:
         "time": point.time_s and units.interval(point.time_s, units.SECONDS),
         "rate": point.rate and units.interval(point.rate, units.FLOPS),
         "speedup": point.speedup and speedup_text(point),
+        "roofline": point.place and share_text(point.place),
         "memory": memory
         and memory.peak_bytes is not None
         and units.quantity(memory.peak_bytes, units.BYTES),
@@ -93,6 +95,14 @@ def memory_parts(memory: Memory) -> str:
         for name, size in parts.items()
         if size is not None
     )
+
+
+def share_text(place: Place) -> str:
+    """``62 % of copy bandwidth``, or nothing where no ceiling applies."""
+    if place.share is None or place.roof is None:
+        return ""
+    roof = f"{place.roof} bandwidth" if place.bound == "memory" else f"{place.roof} matmul rate"
+    return f"{units.number(100 * place.share, 2)} % of {roof}"
 
 
 def speedup_text(point: Point) -> str:

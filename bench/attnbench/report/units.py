@@ -30,6 +30,9 @@ FLOPS = tuple(
     Unit(f"{prefix}FLOPS", 10.0 ** (3 * i))
     for i, prefix in enumerate(("", "k", "M", "G", "T", "P"))
 )
+BYTES_A_SECOND = tuple(
+    Unit(f"{prefix}B/s", 10.0 ** (3 * i)) for i, prefix in enumerate(("", "k", "M", "G", "T"))
+)
 _MAX_DIGITS = 6
 _PLAIN = range(-4, 6)  # decimal exponents written without a power of ten
 

@@ -355,6 +355,7 @@
     tell("time", row.time_text && row.time_text + (row.wide ? WIDER : ""));
     tell("rate", row.rate_text);
     tell("speed-up", row.speedup_text);
+    tell("roofline", row.roofline_text);
     tell("memory", row.memory_text);
     tell("of it", row.memory_parts_text);
     tell("memory note", row.memory_note_text);
@@ -396,6 +397,7 @@
   };
   COLUMNS.all = [
     ...COLUMNS.latency, ...COLUMNS.rate, ["speed-up", "speedup_text", (r) => r.rate?.[0]],
+    ["share of roofline", "roofline_text", (r) => r.roofline_text && parseFloat(r.roofline_text)],
     ...COLUMNS.memory, ["worst error", "error_text"], ["reason", "reason"],
     ["command", (r) => data.scopes[state.scope].command + r.command],
     ["id", "id"],
@@ -418,7 +420,9 @@
       ["implementation", (r) => data.looks[r.impl].name, (r) => r.impl],
       ["status", "status"],
       ...COLUMNS[chart ? chart.measure : "all"],
-    ].filter(([name]) => name !== "problem" || scope.panels.some((p) => p.title));
+    ].filter(([name]) =>
+      (name !== "problem" || scope.panels.some((p) => p.title)) &&
+      (name !== "share of roofline" || scope.rows.some((r) => r.roofline_text)));
     const read = (row, how) => (typeof how === "function" ? how(row) : row[how]) ?? "";
     const rows = scope.rows.filter(isShown(scope));
     const body = make("tbody");
