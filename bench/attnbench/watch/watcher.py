@@ -8,6 +8,7 @@ time at work; what it adds to a timed call is nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ _SHARE = 0.1  # of the time at work that renewing and inspecting may take
 _CHANCE = 0.5  # that a turn is inspected, where time allows
 _MOST_CALLS = 2  # before an inspected output
 _MARKS = 64  # elements of a result by which it is known again
+_EARLY = "returned before its work was done: the output was written after that"
 _LATE_S = 0.05  # how long a wrong output is looked at again
 
 _now = time.perf_counter
@@ -52,6 +54,7 @@ class Watch:
         self._signs: Signs | None = None
         self._contents = 0  # which contents are loaded, counted
         self._seen: dict[bytes, int] = {}  # marks of a result → the contents it belongs to
+        self._is_last_call = False  # it was made on poison, and its memory is still looked at
         self._raw: Results = {}  # what is under inspection, as it was returned
         p = execution.problem
         self._has_columns = p.batch * p.heads_kv * p.head_dim_v >= _MARKS // 2
@@ -84,6 +87,8 @@ class Watch:
         (phase, began), self._turn = self._turn, None
         self._worked_s += _now() - began
         if phase == "warm-up":
+            self._raw = self._execution.results()
+            self.remember()  # wrong or right: it may come back when it is out of date
             return
         if (news := building.news(self._built)) is not None:
             raise Failed("error", f"built code inside the timed part ({news}): do it in build()")
@@ -109,8 +114,23 @@ class Watch:
             self._execution.step()
         self.look_at_one_call()
 
-    def look_at_one_call(self) -> Results:
+    def look_at_one_call(self) -> None:
         """Call once on poisoned memory; expect a right output at the moment it returns."""
+        taken, late = self._call_on_poison()
+        self._is_last_call = True
+        try:
+            self._expect_right(taken)
+        except Failed as failed:
+            if self._changes_after(taken):
+                raise Failed("incorrect", _EARLY + (f" ({late})" if late else "")) from None
+            raise failed
+        finally:
+            self._is_last_call = False
+        if late is not None:
+            raise Failed("error", f"still computing after it returned ({late})")
+
+    def _call_on_poison(self) -> tuple[Results, str | None]:
+        """A copy of what one call returned, made at once, and who was still at work then."""
         self._poison()
         taken: dict[str, torch.Tensor] = {}
 
@@ -118,22 +138,11 @@ class Watch:
             taken.update({name: x.clone() for name, x in self._execution.results().items()})
 
         if self._streams is not None:
-            late = self._streams.step(self._execution.step, take)
-        else:
-            self._execution.step()
-            take()
-            thread = lingering.thread_at_work()
-            late = None if thread is None else f"thread {thread!r}"
-        try:
-            self._expect_right(taken)
-        except Failed as failed:
-            if self._changes_after(taken):
-                reason = "returned before its work was done: the output was written after that"
-                raise Failed("incorrect", reason + (f" ({late})" if late else "")) from None
-            raise failed
-        if late is not None:
-            raise Failed("error", f"still computing after it returned ({late})")
-        return taken
+            return taken, self._streams.step(self._execution.step, take)
+        self._execution.step()
+        take()
+        thread = lingering.thread_at_work()
+        return taken, None if thread is None else f"thread {thread!r}"
 
     def results(self) -> Results:
         """What the last call returned; ``name`` and ``remember`` are about these."""
@@ -141,8 +150,14 @@ class Watch:
         return self._unsigned(self._raw)
 
     def name(self) -> str | None:
-        """What a wrong result is, in words, if it is one of the known tricks."""
-        return poison.unwritten(self._raw) or self.old_output()
+        """What is behind a wrong result, in words, if it is one of the known tricks."""
+        changed = self._execution.changed_input()
+        return (
+            (changed and f"it overwrote its input {changed}")
+            or poison.unwritten(self._raw)
+            or self.old_output()
+            or self._shown_by_poison()
+        )
 
     def old_output(self) -> str | None:
         """Which result is that of other contents, in words; None if none is."""
@@ -152,9 +167,19 @@ class Watch:
         return None
 
     def remember(self) -> None:
-        """The results are right, and belong to the contents that are loaded now."""
+        """The results belong to the contents that are loaded now, if they are new."""
         for name, x in self._raw.items():
-            self._seen[_marks(name, x)] = self._contents
+            self._seen.setdefault(_marks(name, x), self._contents)
+
+    def _shown_by_poison(self) -> str | None:
+        """What one more call gives away, where the one before was not prepared for it."""
+        if self._is_last_call:
+            return None
+        with contextlib.suppress(Exception):  # it is wrong already; this only looks for words
+            taken, _ = self._call_on_poison()
+            if (left := poison.unwritten(taken)) is not None:
+                return _EARLY if self._changes_after(taken) else left
+        return None
 
     def _expect_right(self, raw: Results) -> None:
         self._raw, results, right = raw, self._unsigned(raw), self._right
