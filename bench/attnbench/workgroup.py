@@ -44,6 +44,7 @@ class Contender:
     watch: Watch | None = None
     accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
     wall_s: float = 0.0
+    judge_s: float = 0.0  # what verifying it once has cost
 
     @property
     def running(self) -> Execution:
@@ -100,7 +101,9 @@ class Group:
         contender.watch.loaded()
         contender.execution.step()
         self._synchronize()
+        judging = time.perf_counter()
         contender.accuracy = self._judge(contender, self.seed, inputs)
+        contender.judge_s = time.perf_counter() - judging
         contender.wall_s += time.perf_counter() - started
         self._ready[contender.key] = contender
 
@@ -124,7 +127,9 @@ class Group:
         if self.problem.dropout_p > 0:  # a truth for each call would cost more than the calls
             contender.watched.loaded()
         else:
-            contender.watched.loaded(lambda got: self._compare(contender, seed, inputs, got))
+            contender.watched.loaded(
+                lambda got: self._compare(contender, seed, inputs, got), contender.judge_s
+            )
 
     def _check_again(
         self,
@@ -183,7 +188,7 @@ class Group:
         if changed is not None:
             raise Failed("incorrect", f"it overwrote its input {changed}")
         accuracy = self._compare(contender, seed, inputs, results)
-        contender.watched.remember()
+        contender.watched.trust(results)
         return accuracy
 
     def _compare(

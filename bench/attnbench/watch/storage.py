@@ -32,12 +32,12 @@ def not_real(name: str, x: torch.Tensor, *, may_repeat: bool = False) -> str | N
     has, needs = x.untyped_storage().nbytes(), (last + 1) * x.element_size()
     if has < needs:
         return f"{name} has {has} bytes of memory behind it, where {needs} are needed"
-    if not may_repeat and _overlaps(x):
+    if not may_repeat and overlaps(x):
         return f"{name} has strides {x.stride()}: elements share memory, it is not written out"
     return None
 
 
-def _overlaps(x: torch.Tensor) -> bool:
+def overlaps(x: torch.Tensor) -> bool:
     """Whether elements share memory: some dimension steps into the extent of smaller ones."""
     extent = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):

@@ -60,20 +60,28 @@ class Watch:
         self._has_columns = p.batch * p.heads_kv * p.head_dim_v >= _MARKS // 2
         self._right: Results | None = None  # verified on these inputs, whatever their signs
         self._worked_s = self._spent_s = 0.0
+        self._inspection_s = 0.0  # what one costs, as far as is known
         self._turn: tuple[str, float] | None = None
         self._built = building.look()
 
-    def loaded(self, verify: Verify = lambda results: None) -> None:
-        """Other inputs have been loaded; ``verify`` raises ``Failed`` for wrong results."""
+    def loaded(
+        self, verify: Verify = lambda results: None, inspection_s: float | None = None
+    ) -> None:
+        """Other inputs have been loaded; ``verify`` raises ``Failed`` for wrong results.
+
+        ``inspection_s`` is what one inspection costs, if that is known.
+        """
         expect_noise(self._execution.loaded)
         self._verify, self._signs, self._right = verify, None, None
         self._contents += 1
+        if inspection_s is not None:
+            self._inspection_s = inspection_s
 
     # ---- around the turns ------------------------------------------------------------
 
     def turn_begins(self, phase: str) -> None:
         """The contender's calls in ``phase`` (``warm-up`` or ``measure``) are about to begin."""
-        if self._may_spend():
+        if self._may_spend(0.0):
             start = _now()
             self._renew()
             self._spent_s += _now() - start
@@ -92,13 +100,17 @@ class Watch:
             return
         if (news := building.news(self._built)) is not None:
             raise Failed("error", f"built code inside the timed part ({news}): do it in build()")
-        if self._may_spend() and float(torch.rand(1, generator=self._noise)) < _CHANCE:
+        if (
+            self._may_spend(self._inspection_s)
+            and float(torch.rand(1, generator=self._noise)) < _CHANCE
+        ):
             start = _now()
             self.inspect()
-            self._spent_s += _now() - start
+            self._inspection_s = _now() - start
+            self._spent_s += self._inspection_s
 
-    def _may_spend(self) -> bool:
-        return self._spent_s <= _SHARE * self._worked_s
+    def _may_spend(self, more_s: float) -> bool:
+        return self._spent_s + more_s <= _SHARE * self._worked_s
 
     # ---- inspection ------------------------------------------------------------------
 
@@ -114,9 +126,13 @@ class Watch:
             self._execution.step()
         self.look_at_one_call()
 
-    def look_at_one_call(self) -> None:
-        """Call once on poisoned memory; expect a right output at the moment it returns."""
-        taken, late = self._call_on_poison()
+    def look_at_one_call(self, step: Callable[[], None] | None = None) -> None:
+        """Call once on poisoned memory; expect a right output at the moment it returns.
+
+        Args:
+            step: makes the call, if it is to be timed as well.
+        """
+        taken, late = self._call_on_poison(step or self._execution.step)
         self._is_last_call = True
         try:
             self._expect_right(taken)
@@ -129,7 +145,7 @@ class Watch:
         if late is not None:
             raise Failed("error", f"still computing after it returned ({late})")
 
-    def _call_on_poison(self) -> tuple[Results, str | None]:
+    def _call_on_poison(self, step: Callable[[], None]) -> tuple[Results, str | None]:
         """A copy of what one call returned, made at once, and who was still at work then."""
         self._poison()
         taken: dict[str, torch.Tensor] = {}
@@ -138,8 +154,8 @@ class Watch:
             taken.update({name: x.clone() for name, x in self._execution.results().items()})
 
         if self._streams is not None:
-            return taken, self._streams.step(self._execution.step, take)
-        self._execution.step()
+            return taken, self._streams.step(step, take)
+        step()
         take()
         thread = lingering.thread_at_work()
         return taken, None if thread is None else f"thread {thread!r}"
@@ -166,6 +182,11 @@ class Watch:
                 return f"returned the output of an earlier call ({name} is that of other inputs)"
         return None
 
+    def trust(self, results: Results) -> None:
+        """The results are right: what is equal to them need not be verified again."""
+        self._right = {name: x.clone() for name, x in results.items()}
+        self.remember()
+
     def remember(self) -> None:
         """The results belong to the contents that are loaded now, if they are new."""
         for name, x in self._raw.items():
@@ -176,7 +197,7 @@ class Watch:
         if self._is_last_call:
             return None
         with contextlib.suppress(Exception):  # it is wrong already; this only looks for words
-            taken, _ = self._call_on_poison()
+            taken, _ = self._call_on_poison(self._execution.step)
             if (left := poison.unwritten(taken)) is not None:
                 return _EARLY if self._changes_after(taken) else left
         return None
@@ -187,7 +208,7 @@ class Watch:
             self._verify(results)
             if self._has_columns and (fault := self.old_output()) is not None:
                 raise Failed("incorrect", fault)  # where no limit tells: approximate, dropout
-            self._right = {name: x.clone() for name, x in results.items()}
+            self.trust(results)
         self.remember()
 
     def _changes_after(self, taken: Results) -> bool:
