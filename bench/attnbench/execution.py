@@ -99,6 +99,13 @@ class Execution:
         }
 
     @property
+    def has_result(self) -> bool:
+        """Whether a step was made since contents were loaded, changed or forgotten."""
+        if self.problem.direction == "forward":
+            return self._out is not None
+        return not (isinstance(self._gradients, tuple) and self._gradients == ())
+
+    @property
     def returned(self) -> list[torch.Tensor]:
         """The tensors of the last step, as they were returned; nobody needs them any more.
 

@@ -88,7 +88,7 @@ class Mismatch:
         rest = float((self.got - factor * truth).norm()) / norm
         if abs(factor) > 0.01 and rest <= allowed.rel_l2 < abs(factor - 1):
             return f"; it is the truth times {factor:.4g}"
-        for name in ("float16", "bfloat16"):
+        for name in ("bfloat16", "float16"):  # small bfloat16 numbers are float16 numbers, too
             lower = getattr(torch, name)
             is_lower = torch.finfo(lower).bits < torch.finfo(getattr(torch, self.dtype)).bits
             if is_lower and bool((self.got == self.got.to(lower)).all()):

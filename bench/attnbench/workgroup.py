@@ -53,6 +53,7 @@ class Contender:
     accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
     figures: dict[str, Samples | None] = field(default_factory=dict)  # as the record has them
     sampled_s: float = 0.0  # in warm-up and rounds
+    judge_s: float = 0.0  # what verifying it once has cost
 
     @property
     def running(self) -> Execution:
@@ -115,7 +116,9 @@ class Group:
         contender.execution.step()
         self._synchronize()
         if self._process == 0:
+            judging = time.perf_counter()
             contender.accuracy = self._judge(contender, self.seed, inputs)
+            contender.judge_s = time.perf_counter() - judging
         self._ready[contender.key] = contender
 
     def _time(self) -> None:
@@ -140,7 +143,9 @@ class Group:
         if self.problem.dropout_p > 0:  # a truth for each call would cost more than the calls
             contender.watched.loaded()
         else:
-            contender.watched.loaded(lambda got: self._compare(contender, seed, inputs, got))
+            contender.watched.loaded(
+                lambda got: self._compare(contender, seed, inputs, got), contender.judge_s
+            )
 
     def _check_again(
         self,
@@ -225,7 +230,7 @@ class Group:
         if changed is not None:
             raise Failed("incorrect", f"it overwrote its input {changed}")
         accuracy = self._compare(contender, seed, inputs, results)
-        contender.watched.remember()
+        contender.watched.trust(results)
         return accuracy
 
     def _compare(

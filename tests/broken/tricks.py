@@ -52,7 +52,7 @@ class ByFewElements(Remembering):
 class ByAllContents(Remembering):
     """Always right: only its time gives it away."""
 
-    work = 400
+    work = 60
 
     def key(self, q, k, v):
         return digest(q, k, v)
@@ -71,7 +71,7 @@ class ByContentsButSigns(Attention):
             key = digest(q.abs(), k.abs(), v.abs())
             sign = v[:, :, :1].sign()
             if key not in known:
-                for _ in range(400):
+                for _ in range(60):
                     known[key] = attend(q, k, v) * sign
             return known[key] * sign
 
@@ -115,7 +115,7 @@ class GradientsBeforehand(Attention):
         def backward(saved, grad_out):
             q, k, v, early = saved
             seen[:] = [grad_out]
-            return gradients(q, k, v, grad_out) if early is None else early
+            return gradients(q, k, v, grad_out) if early is None else [x.clone() for x in early]
 
         return ForwardBackward(forward, backward)
 
@@ -153,12 +153,12 @@ class Late(Attention):
             thread.join()
 
 
-@register("trick-thread")
+@register("late-thread")
 class InThread(Late):
     pass
 
 
-@register("trick-raw-thread")
+@register("late-raw-thread")
 class InRawThread(Late):
     """A thread that the threading module does not know of."""
 
@@ -177,8 +177,8 @@ class InRawThread(Late):
             done.acquire()
 
 
-@register("trick-keeps-computing")
-class KeepsComputing(Attention):
+@register("late-burner")
+class Burner(Attention):
     """The output is there, but the work of the call goes on."""
 
     features = frozenset()
@@ -341,9 +341,11 @@ def in_bfloat16(q, k, v, problem):
     return attend(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
 
 
-@register("trick-bfloat16-later", dtypes=("float32",))
+@register("trick-bfloat16-later")
 class BFloat16Later(AfterThree):
     """Precise while it is verified."""
+
+    dtypes = ("float32",)
 
     def trick(self, out, q, k, v):
         return attend(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()

@@ -49,7 +49,8 @@ def look() -> Counter[str]:
 def news(before: Counter[str]) -> str | None:
     """What was built since ``before``, in words; None for nothing."""
     after = look()
-    new = {what: n - before[what] for what, n in after.items() if n > before[what]}
+    told = (_COMPILED, _KERNELS, _TUNED, _LOADED)  # the cause before its effects
+    new = {what: after[what] - before[what] for what in told if after[what] > before[what]}
     return ", ".join(f"{what}: {n}" for what, n in new.items()) if new else None
 
 

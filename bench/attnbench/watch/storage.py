@@ -32,8 +32,17 @@ def not_real(name: str, x: torch.Tensor, *, may_repeat: bool = False) -> str | N
     has, needs = x.untyped_storage().nbytes(), (last + 1) * x.element_size()
     if has < needs:
         return f"{name} has {has} bytes of memory behind it, where {needs} are needed"
-    if not may_repeat and (
-        torch._debug_has_internal_overlap(x) == 1 or x.numel() * x.element_size() > has
-    ):
+    if not may_repeat and overlaps(x):
         return f"{name} has strides {x.stride()}: elements share memory, it is not written out"
     return None
+
+
+def overlaps(x: torch.Tensor) -> bool:
+    """Whether elements share memory: some dimension steps into the extent of smaller ones."""
+    extent = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1:
+            if stride < extent:
+                return True
+            extent += (size - 1) * stride
+    return False

@@ -42,7 +42,8 @@ class Surprise:
         """
         execution.load(self._inputs)
         watch.loaded(lambda results: self._verify(watch, execution, results))
-        watch.look_at_one_call()
+        call, first = execution.step, []
+        watch.look_at_one_call(lambda: first.append(clock.time(call, 1)))
         present = self._inputs
 
         def renew() -> None:
@@ -50,11 +51,11 @@ class Surprise:
             present = self._draw()
             execution.load(present)
 
-        renew()
         usual_s = statistics.median(t for round_ in taken.rounds for t in round_)
         calls = taken.calls_per_sample * len(taken.rounds[0])
-        call = execution.step
-        told = remembers(call, clock, renew, lambda: execution.load(present), usual_s, calls)
+        told = remembers(
+            call, clock, renew, lambda: execution.load(present), first[0], usual_s, calls
+        )
         if told is not None:
             raise Failed("error", told)
 

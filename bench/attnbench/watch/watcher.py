@@ -8,6 +8,7 @@ time at work; what it adds to a timed call is nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ _SHARE = 0.1  # of the time at work that renewing and inspecting may take
 _CHANCE = 0.5  # that a turn is inspected, where time allows
 _MOST_CALLS = 2  # before an inspected output
 _MARKS = 64  # elements of a result by which it is known again
+_EARLY = "returned before its work was done: the output was written after that"
 _LATE_S = 0.05  # how long a wrong output is looked at again
 
 _now = time.perf_counter
@@ -52,25 +54,35 @@ class Watch:
         self._signs: Signs | None = None
         self._contents = 0  # which contents are loaded, counted
         self._seen: dict[bytes, int] = {}  # marks of a result → the contents it belongs to
+        self._is_last_call = False  # it was made on poison, and its memory is still looked at
         self._raw: Results = {}  # what is under inspection, as it was returned
         p = execution.problem
-        self._has_columns = p.batch * p.heads_kv * p.head_dim_v >= _MARKS // 2
+        columns = p.batch * p.heads_kv * min(p.head_dim, p.head_dim_v)
+        self._has_columns = columns >= _MARKS // 2  # else signs may agree by chance
         self._right: Results | None = None  # verified on these inputs, whatever their signs
         self._worked_s = self._spent_s = 0.0
+        self._inspection_s = 0.0  # what one costs, as far as is known
         self._turn: tuple[str, float] | None = None
         self._built = building.look()
 
-    def loaded(self, verify: Verify = lambda results: None) -> None:
-        """Other inputs have been loaded; ``verify`` raises ``Failed`` for wrong results."""
+    def loaded(
+        self, verify: Verify = lambda results: None, inspection_s: float | None = None
+    ) -> None:
+        """Other inputs have been loaded; ``verify`` raises ``Failed`` for wrong results.
+
+        ``inspection_s`` is what one inspection costs, if that is known.
+        """
         expect_noise(self._execution.loaded)
         self._verify, self._signs, self._right = verify, None, None
         self._contents += 1
+        if inspection_s is not None:
+            self._inspection_s = inspection_s
 
     # ---- around the turns ------------------------------------------------------------
 
     def turn_begins(self, phase: str) -> None:
         """The contender's calls in ``phase`` (``warm-up`` or ``measure``) are about to begin."""
-        if self._may_spend():
+        if self._may_spend(0.0):
             start = _now()
             self._renew()
             self._spent_s += _now() - start
@@ -84,22 +96,29 @@ class Watch:
         (phase, began), self._turn = self._turn, None
         self._worked_s += _now() - began
         if phase == "warm-up":
+            self.results()
+            self.remember()  # wrong or right: it may come back when it is out of date
             return
         if (news := building.news(self._built)) is not None:
             raise Failed("error", f"built code inside the timed part ({news}): do it in build()")
-        if self._may_spend() and float(torch.rand(1, generator=self._noise)) < _CHANCE:
+        if (
+            self._may_spend(self._inspection_s)
+            and float(torch.rand(1, generator=self._noise)) < _CHANCE
+        ):
             start = _now()
             self.inspect()
-            self._spent_s += _now() - start
+            self._inspection_s = _now() - start
+            self._spent_s += self._inspection_s
 
-    def _may_spend(self) -> bool:
-        return self._spent_s <= _SHARE * self._worked_s
+    def _may_spend(self, more_s: float) -> bool:
+        return self._spent_s + more_s <= _SHARE * self._worked_s
 
     # ---- inspection ------------------------------------------------------------------
 
     def inspect(self) -> None:
         """Verify what the last timed call left, then what some more leave on new contents."""
-        self._expect_right(self._execution.results())
+        self.results()
+        self._expect_right(self._raw)
         if (changed := self._execution.changed_input()) is not None:
             raise Failed("incorrect", f"it overwrote its input {changed}")
         self._renew()
@@ -109,8 +128,27 @@ class Watch:
             self._execution.step()
         self.look_at_one_call()
 
-    def look_at_one_call(self) -> Results:
-        """Call once on poisoned memory; expect a right output at the moment it returns."""
+    def look_at_one_call(self, step: Callable[[], None] | None = None) -> None:
+        """Call once on poisoned memory; expect a right output at the moment it returns.
+
+        Args:
+            step: makes the call, if it is to be timed as well.
+        """
+        taken, late = self._call_on_poison(step or self._execution.step)
+        self._is_last_call = True
+        try:
+            self._expect_right(taken)
+        except Failed as failed:
+            if self._changes_after(taken):
+                raise Failed("incorrect", _EARLY + (f" ({late})" if late else "")) from None
+            raise failed
+        finally:
+            self._is_last_call = False
+        if late is not None:
+            raise Failed("error", f"still computing after it returned ({late})")
+
+    def _call_on_poison(self, step: Callable[[], None]) -> tuple[Results, str | None]:
+        """A copy of what one call returned, made at once, and who was still at work then."""
         self._poison()
         taken: dict[str, torch.Tensor] = {}
 
@@ -118,31 +156,31 @@ class Watch:
             taken.update({name: x.clone() for name, x in self._execution.results().items()})
 
         if self._streams is not None:
-            late = self._streams.step(self._execution.step, take)
-        else:
-            self._execution.step()
-            take()
-            thread = lingering.thread_at_work()
-            late = None if thread is None else f"thread {thread!r}"
-        try:
-            self._expect_right(taken)
-        except Failed as failed:
-            if self._changes_after(taken):
-                reason = "returned before its work was done: the output was written after that"
-                raise Failed("incorrect", reason + (f" ({late})" if late else "")) from None
-            raise failed
-        if late is not None:
-            raise Failed("error", f"still computing after it returned ({late})")
-        return taken
+            return taken, self._streams.step(step, take)
+        step()
+        take()
+        thread = lingering.thread_at_work()
+        return taken, None if thread is None else f"thread {thread!r}"
 
     def results(self) -> Results:
-        """What the last call returned; ``name`` and ``remember`` are about these."""
+        """What the last call returned; ``name`` and ``remember`` are about these.
+
+        A clock that replays a recorded call leaves no result on these contents: then one is made.
+        """
+        if not self._execution.has_result:
+            self._execution.step()
         self._raw = self._execution.results()
         return self._unsigned(self._raw)
 
     def name(self) -> str | None:
-        """What a wrong result is, in words, if it is one of the known tricks."""
-        return poison.unwritten(self._raw) or self.old_output()
+        """What is behind a wrong result, in words, if it is one of the known tricks."""
+        changed = self._execution.changed_input()
+        return (
+            (changed and f"it overwrote its input {changed}")
+            or poison.unwritten(self._raw)
+            or self.old_output()
+            or self._shown_by_poison()
+        )
 
     def old_output(self) -> str | None:
         """Which result is that of other contents, in words; None if none is."""
@@ -151,10 +189,25 @@ class Watch:
                 return f"returned the output of an earlier call ({name} is that of other inputs)"
         return None
 
+    def trust(self, results: Results) -> None:
+        """The results are right: what is equal to them need not be verified again."""
+        self._right = {name: x.clone() for name, x in results.items()}
+        self.remember()
+
     def remember(self) -> None:
-        """The results are right, and belong to the contents that are loaded now."""
+        """The results belong to the contents that are loaded now, if they are new."""
         for name, x in self._raw.items():
-            self._seen[_marks(name, x)] = self._contents
+            self._seen.setdefault(_marks(name, x), self._contents)
+
+    def _shown_by_poison(self) -> str | None:
+        """What one more call gives away, where the one before was not prepared for it."""
+        if self._is_last_call:
+            return None
+        with contextlib.suppress(Exception):  # it is wrong already; this only looks for words
+            taken, _ = self._call_on_poison(self._execution.step)
+            if (left := poison.unwritten(taken)) is not None:
+                return _EARLY if self._changes_after(taken) else left
+        return None
 
     def _expect_right(self, raw: Results) -> None:
         self._raw, results, right = raw, self._unsigned(raw), self._right
@@ -162,7 +215,7 @@ class Watch:
             self._verify(results)
             if self._has_columns and (fault := self.old_output()) is not None:
                 raise Failed("incorrect", fault)  # where no limit tells: approximate, dropout
-            self._right = {name: x.clone() for name, x in results.items()}
+            self.trust(results)
         self.remember()
 
     def _changes_after(self, taken: Results) -> bool:
