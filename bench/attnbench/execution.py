@@ -139,6 +139,12 @@ class Execution:
         """Drop every result, those of the forward that a backward alone begins with too."""
         self._gradients, self._out, self._saved = (), None, None
 
+    def forget_last(self) -> None:
+        """Drop what the last step returned; a backward alone keeps the forward it begins with."""
+        self._gradients = ()
+        if self.problem.direction != "backward":
+            self._out, self._saved = None, None
+
     def prepare(self) -> None:
         """As after ``load``: nothing is left but what the timed call begins with."""
         self.forget()

@@ -246,7 +246,7 @@ class Watch:
     def _poison(self) -> None:
         returned = self._execution.returned
         poison.spoil(returned, self._execution.loaded.values())
-        self._execution.forget()
+        self._execution.forget_last()
         poison.free_blocks(returned)
 
     def _sync(self) -> None:
