@@ -36,6 +36,7 @@ after its threshold and adjustment:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -256,10 +257,15 @@ def _median_variance(rounds: Array) -> float:
     a first-order memory ρ, whose estimate from few rounds is too low by (1 + 3ρ) ÷ n.
     """
     n = len(rounds)
-    picks = np.random.default_rng(_SEED).integers(0, n, size=(_RESAMPLES, n))
-    variance = float(np.median(rounds[picks], axis=1).var(ddof=1)) * n / (n - 1)
+    variance = float(np.median(rounds[_picks(n)], axis=1).var(ddof=1)) * n / (n - 1)
     centred = rounds - rounds.mean()
     total = float((centred**2).sum())
     rho = float((centred[1:] * centred[:-1]).sum()) / total if total > 0 else 0.0
     rho = min(max(rho + (1 + 3 * rho) / n, 0.0), _MOST_AUTOCORRELATION)
     return variance * (1 + rho) / (1 - rho)
+
+
+@functools.lru_cache(maxsize=64)
+def _picks(n: int) -> NDArray[np.int64]:
+    """Which rounds each resample draws: the same for every process of ``n`` rounds."""
+    return np.random.default_rng(_SEED).integers(0, n, size=(_RESAMPLES, n))
