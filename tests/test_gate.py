@@ -6,7 +6,7 @@ import pytest
 from made_records import record
 
 from attnbench.gate import kernel_change, regressions
-from attnbench.record import Memory, TensorAccuracy
+from attnbench.record import OTHERS, Memory, TensorAccuracy
 
 MIB = 2**20
 
@@ -121,6 +121,16 @@ def test_kernels_that_came_and_went_are_named_and_order_does_not_matter() -> Non
     assert change is not None
     assert (change.gone, change.added) == (("softmax",), ("flash",))
     assert kernel_change(base, record(kernels=ran("softmax", "gemm"))) is None
+
+
+def test_a_kernel_that_may_be_among_the_summed_ones_is_no_change() -> None:
+    summed = {"name": OTHERS, "time_s": 0.1, "names": 3}
+    short, long = ({"name": name, "time_s": s} for name, s in (("copy", 0.05), ("gemm", 0.5)))
+    both = record(kernels=[long, short]), record(kernels=[long, summed])
+    assert kernel_change(*both) is None
+    change = kernel_change(record(kernels=[long, short]), record(kernels=[summed]))
+    assert change is not None
+    assert (change.gone, change.added) == (("gemm",), ())
 
 
 def test_a_side_that_does_not_tell_its_kernels_shows_no_change() -> None:

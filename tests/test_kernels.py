@@ -13,7 +13,6 @@ from torch._C._autograd import DeviceType
 
 from attnbench.measure import kernels
 from attnbench.measure.kernels import (
-    OTHERS,
     Ran,
     add_up,
     device_kernels,
@@ -23,6 +22,7 @@ from attnbench.measure.kernels import (
     stable_name,
     what_ran,
 )
+from attnbench.record import OTHERS
 
 CPU = torch.device("cpu")
 

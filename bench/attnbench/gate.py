@@ -6,11 +6,11 @@ a plain threshold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from attnbench.record import Record, TensorAccuracy
+from attnbench.record import OTHERS, Record, TensorAccuracy
 
 MEMORY_SHARE = 0.05
 MEMORY_BYTES = 2**20
@@ -56,16 +56,31 @@ def regressions(base: Record, new: Record) -> tuple[Regression, ...]:
 
 
 def kernel_change(base: Record, new: Record) -> KernelChange | None:
-    """What ran before and what runs now; None if it is the same, or one side does not tell."""
+    """What ran before and what runs now; None if it is the same, or one side does not tell.
+
+    A record sums its shortest kernels in one entry. A kernel of the other side that took no
+    longer than that entry may be in there, and is not taken for a change.
+    """
     if not base.kernels or not new.kernels:
         return None
-    before, after = (
-        dict.fromkeys(str(k["name"]) for k in record.kernels if k.get("name"))
-        for record in (base, new)
-    )
-    gone = tuple(name for name in before if name not in after)
-    added = tuple(name for name in after if name not in before)
+    before, after = ({str(k["name"]): k for k in r.kernels if k.get("name")} for r in (base, new))
+    gone, added = _missing(before, after), _missing(after, before)
     return KernelChange(gone, added) if gone or added else None
+
+
+def _missing(kernels: Mapping[str, Mapping[str, Any]], other: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names that did not run on the other side."""
+    hidden_s = _seconds(other.get(OTHERS, {}))
+    return tuple(
+        name
+        for name, kernel in kernels.items()
+        if name not in other and name != OTHERS and (not hidden_s or _seconds(kernel) > hidden_s)
+    )
+
+
+def _seconds(kernel: Mapping[str, Any]) -> float:
+    value = kernel.get("time_s")
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _failure(base: Record, new: Record) -> Iterator[Regression]:

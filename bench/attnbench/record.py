@@ -25,6 +25,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from attnbench.spec import Value, format_spec
 
 SCHEMA = "1.1.0"
+OTHERS = "(others)"
+"""Name of the entry of ``Record.kernels`` that sums the shortest ones."""
 
 Status = Literal[
     "ok", "incorrect", "unsupported", "unavailable", "oom", "timeout", "crash", "error"

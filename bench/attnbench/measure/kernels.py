@@ -19,9 +19,7 @@ from torch._C._autograd import DeviceType
 from torch.autograd.profiler import profile
 
 from attnbench.measure.meters import events
-
-OTHERS = "(others)"
-"""Name of the entry that sums what is not told one by one."""
+from attnbench.record import OTHERS
 
 _MOST = 24  # entries; what the implementations of attnbench run has fewer names
 _NO_WORK = frozenset((  # operators that only describe tensors, or only call others
@@ -58,7 +56,7 @@ def what_ran(call: Callable[[], None], device: torch.device) -> list[dict[str, A
     """Run ``call`` once; its kernels, the longest first, as a record keeps them.
 
     Each is ``{name, count, time_s}``. Beyond the first 24 the rest is one entry named
-    :data:`OTHERS`, with the number of names it stands for as ``names``.
+    :data:`attnbench.record.OTHERS`, with the number of names it stands for as ``names``.
     """
     return shorten(profile_call(call, device))
 
