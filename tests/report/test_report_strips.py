@@ -8,6 +8,7 @@ import pytest
 from synthetic_records import ENVIRONMENT, environment_address, record, write_run
 
 from attnbench.problem import Problem
+from attnbench.record import Energy
 from attnbench.report.definition import load_definition
 from attnbench.report.page import page
 from attnbench.report.points import current, load_points
@@ -144,3 +145,16 @@ def test_damaged_ceilings_are_told_and_are_not_fatal(tmp_path):
     (told,) = loaded.problems
     assert "cannot be read (ceilings: " in told
     assert json.dumps(told)
+
+
+def test_joules_a_token_are_worked_out_on_load(tmp_path):
+    energy = Energy(
+        gross_j=2.0, gross_low_j=1.98, gross_high_j=2.02, idle_w=80.0, power_w=500.0,
+        joules=[2.0], calls=500, method="a counter",
+    )  # fmt: skip
+    loaded = points_of(tmp_path, [record("sdpa", PROBLEM, energy=energy), record("naive", PROBLEM)])
+    measured, bare = sorted(loaded.points, key=lambda p: p.record.energy is None)
+    assert measured.joules_per_token == pytest.approx(2.0 / 1024)
+    assert figures(measured)["energy"] == "2.00 J [1.98, 2.02], 1.95 mJ a token"
+    assert bare.joules_per_token is None
+    assert "energy" not in figures(bare)

@@ -16,7 +16,7 @@ from attnbench.report.tables import figures, suite_commands
 from attnbench.stats import Interval
 
 _FIRST_FILTERS = ("direction", "dtype", "mask")
-_TEXTS = ("time", "rate", "speedup", "roofline", "memory", "error")
+_TEXTS = ("time", "rate", "speedup", "roofline", "energy", "memory", "error")
 
 
 def dataset(
