@@ -148,7 +148,8 @@ def place_record(record: Record, environment: Mapping[str, Any]) -> Place | None
     """Where a record's median lies under the roofline of the environment it was measured on.
 
     Returns:
-        None for a record without samples, or an environment without ceilings.
+        None for a record without samples, or an environment without ceilings. A place without
+        a share, but with its reason, where the ceilings cannot be trusted.
 
     Raises:
         UserError: this attnbench cannot read the record's problem.
@@ -158,7 +159,11 @@ def place_record(record: Record, environment: Mapping[str, Any]) -> Place | None
         return None
     problem = Problem.from_json(record.problem)
     is_exact = record.implementation.kind == "exact"
-    return _place(problem, record.samples, ceilings, is_exact, highest_clock(record.telemetry))
+    found = _place(problem, record.samples, ceilings, is_exact, highest_clock(record.telemetry))
+    if _is_disturbed(environment["ceilings"]):
+        why = "the ceilings were measured while the machine was disturbed"
+        return Place(found.flops_per_s, found.bytes_per_s, found.intensity, absent=why)
+    return found
 
 
 def highest_clock(telemetry: Mapping[str, Any]) -> float | None:

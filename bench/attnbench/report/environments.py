@@ -36,7 +36,8 @@ class Environment:
         known = ceilings_of({"ceilings": self.ceilings})
         if self.ceilings is None or known is None:
             return {}
-        told = {"measured": str(self.ceilings.get("measured", ""))}
+        notes = self.ceilings.get("telemetry", {}).get("notes", [])
+        told = {"measured": "; ".join(map(str, [self.ceilings.get("measured", ""), *notes]))}
         for kind, rates, unit in (
             ("bandwidth", known.bandwidth, units.BYTES_A_SECOND),
             ("matmul", known.matmul, units.FLOPS),
