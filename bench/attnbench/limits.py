@@ -135,13 +135,20 @@ class Limits:
             return f"none ({', '.join(self._told.get('absent', {}).values())})"
         rates = {name: _in_words(rate.median, "B/s") for name, rate in ceilings.bandwidth.items()}
         rates |= {name: _in_words(rate.median, "FLOPS") for name, rate in ceilings.matmul.items()}
-        notes = "; ".join(self._told.get("telemetry", {}).get("notes", ()))
+        notes = "; ".join(notes_of(self._told))
         return ", ".join(f"{k} {v}" for k, v in rates.items()) + (f" ({notes})" if notes else "")
 
 
 def ceilings_of(environment: Mapping[str, Any]) -> Ceilings | None:
     """The ceilings that an environment holds; None if none were measured there."""
     return _ceilings(environment.get("ceilings"))
+
+
+def notes_of(ceilings: Mapping[str, Any]) -> list[str]:
+    """What disturbed the measurement of an environment's ``ceilings``, in words."""
+    seen = ceilings.get("telemetry")
+    notes = seen.get("notes") if isinstance(seen, Mapping) else None
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def place_record(record: Record, environment: Mapping[str, Any]) -> Place | None:
@@ -210,7 +217,8 @@ def _in_words(rate: float, unit: str) -> str:
 
 
 def _is_disturbed(told: Mapping[str, Any]) -> bool:
-    return told.get("telemetry", {}).get("verdict") in ("disturbed", "throttled")
+    seen = told.get("telemetry")
+    return isinstance(seen, Mapping) and seen.get("verdict") in ("disturbed", "throttled")
 
 
 def _age_days(told: Mapping[str, Any]) -> float:

@@ -135,6 +135,8 @@ class Runner:
             "budget": suite.measure.budget,
             "energy_s": suite.measure.energy_s,
         }
+        if self._watch.is_spoilt:
+            self.progress.step(None, "cooling down")
         self._watch.attempt_begins()
         at_work: str | None = None
         is_clean = self.pool.is_fresh  # no plugin was at work in that process yet

@@ -139,6 +139,18 @@ def test_without_ceilings_there_is_no_share(tmp_path):
     assert "ceilings: measured" not in page_of(loaded)
 
 
+def test_the_page_says_what_disturbed_the_ceilings_and_shows_no_share_of_them(tmp_path):
+    seen = {"verdict": "disturbed", "notes": ["others used 2 of 2 cores"]}
+    loaded = points_of(tmp_path, [record("sdpa", PROBLEM)], {**CEILINGS, "telemetry": seen})
+    assert "roofline" not in figures(loaded.points[0])
+    assert "2026-01-02T03:04:05+00:00; others used 2 of 2 cores" in page_of(loaded)
+
+
+def test_odd_remarks_on_the_ceilings_break_nothing(tmp_path):
+    for odd in ("text", {"verdict": 1, "notes": 2}, None):
+        page_of(points_of(tmp_path, [record("sdpa", PROBLEM)], {**CEILINGS, "telemetry": odd}))
+
+
 def test_damaged_ceilings_are_told_and_are_not_fatal(tmp_path):
     loaded = points_of(tmp_path, [record("sdpa", PROBLEM)], ceilings={"bandwidth": 7, "matmul": 1})
     assert loaded.points[0].place is None
