@@ -183,6 +183,10 @@ def test_a_record_is_placed_on_load() -> None:
     found = place_record(record, {"ceilings": told(2e11)})
     assert found is not None
     assert found.share == pytest.approx(0.5)
+    doubtful = place_record(record, {"ceilings": told(1e9, telemetry=DISTURBED)})
+    assert doubtful is not None
+    assert (doubtful.share, doubtful.implausible) == (None, None)
+    assert "disturbed" in (doubtful.absent or "")
     assert place_record(record, ENVIRONMENT) is None
     assert place_record(record.model_copy(update={"samples": None}), ENVIRONMENT) is None
 

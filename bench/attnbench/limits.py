@@ -135,7 +135,7 @@ class Limits:
             return f"none ({', '.join(self._told.get('absent', {}).values())})"
         rates = {name: _in_words(rate.median, "B/s") for name, rate in ceilings.bandwidth.items()}
         rates |= {name: _in_words(rate.median, "FLOPS") for name, rate in ceilings.matmul.items()}
-        notes = "; ".join(self._told.get("telemetry", {}).get("notes", ()))
+        notes = "; ".join(notes_of(self._told))
         return ", ".join(f"{k} {v}" for k, v in rates.items()) + (f" ({notes})" if notes else "")
 
 
@@ -144,11 +144,19 @@ def ceilings_of(environment: Mapping[str, Any]) -> Ceilings | None:
     return _ceilings(environment.get("ceilings"))
 
 
+def notes_of(ceilings: Mapping[str, Any]) -> list[str]:
+    """What disturbed the measurement of an environment's ``ceilings``, in words."""
+    seen = ceilings.get("telemetry")
+    notes = seen.get("notes") if isinstance(seen, Mapping) else None
+    return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
 def place_record(record: Record, environment: Mapping[str, Any]) -> Place | None:
     """Where a record's median lies under the roofline of the environment it was measured on.
 
     Returns:
-        None for a record without samples, or an environment without ceilings.
+        None for a record without samples, or an environment without ceilings. A place without
+        a share, but with its reason, where the ceilings cannot be trusted.
 
     Raises:
         UserError: this attnbench cannot read the record's problem.
@@ -158,7 +166,11 @@ def place_record(record: Record, environment: Mapping[str, Any]) -> Place | None
         return None
     problem = Problem.from_json(record.problem)
     is_exact = record.implementation.kind == "exact"
-    return _place(problem, record.samples, ceilings, is_exact, highest_clock(record.telemetry))
+    found = _place(problem, record.samples, ceilings, is_exact, highest_clock(record.telemetry))
+    if _is_disturbed(environment["ceilings"]):
+        why = "the ceilings were measured while the machine was disturbed"
+        return Place(found.flops_per_s, found.bytes_per_s, found.intensity, absent=why)
+    return found
 
 
 def highest_clock(telemetry: Mapping[str, Any]) -> float | None:
@@ -205,7 +217,8 @@ def _in_words(rate: float, unit: str) -> str:
 
 
 def _is_disturbed(told: Mapping[str, Any]) -> bool:
-    return told.get("telemetry", {}).get("verdict") in ("disturbed", "throttled")
+    seen = told.get("telemetry")
+    return isinstance(seen, Mapping) and seen.get("verdict") in ("disturbed", "throttled")
 
 
 def _age_days(told: Mapping[str, Any]) -> float:

@@ -153,6 +153,8 @@ class Runner:
             "energy_s": suite.measure.energy_s,
             "process": self._process,
         }
+        if self._conditions.is_spoilt:
+            self.progress.step(None, "cooling down")
         self._conditions.attempt_begins()
         at_work: str | None = None
         is_clean = self.pool.is_fresh  # no plugin was at work in that process yet

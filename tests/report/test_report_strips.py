@@ -8,6 +8,7 @@ import pytest
 from synthetic_records import ENVIRONMENT, environment_address, record, write_run
 
 from attnbench.problem import Problem
+from attnbench.record import Energy
 from attnbench.report.definition import load_definition
 from attnbench.report.page import page
 from attnbench.report.points import current, load_points
@@ -138,9 +139,34 @@ def test_without_ceilings_there_is_no_share(tmp_path):
     assert "ceilings: measured" not in page_of(loaded)
 
 
+def test_the_page_says_what_disturbed_the_ceilings_and_shows_no_share_of_them(tmp_path):
+    seen = {"verdict": "disturbed", "notes": ["others used 2 of 2 cores"]}
+    loaded = points_of(tmp_path, [record("sdpa", PROBLEM)], {**CEILINGS, "telemetry": seen})
+    assert "roofline" not in figures(loaded.points[0])
+    assert "2026-01-02T03:04:05+00:00; others used 2 of 2 cores" in page_of(loaded)
+
+
+def test_odd_remarks_on_the_ceilings_break_nothing(tmp_path):
+    for odd in ("text", {"verdict": 1, "notes": 2}, None):
+        page_of(points_of(tmp_path, [record("sdpa", PROBLEM)], {**CEILINGS, "telemetry": odd}))
+
+
 def test_damaged_ceilings_are_told_and_are_not_fatal(tmp_path):
     loaded = points_of(tmp_path, [record("sdpa", PROBLEM)], ceilings={"bandwidth": 7, "matmul": 1})
     assert loaded.points[0].place is None
     (told,) = loaded.problems
     assert "cannot be read (ceilings: " in told
     assert json.dumps(told)
+
+
+def test_joules_a_token_are_worked_out_on_load(tmp_path):
+    energy = Energy(
+        gross_j=2.0, gross_low_j=1.98, gross_high_j=2.02, idle_w=80.0, power_w=500.0,
+        joules=[2.0], calls=500, method="a counter",
+    )  # fmt: skip
+    loaded = points_of(tmp_path, [record("sdpa", PROBLEM, energy=energy), record("naive", PROBLEM)])
+    measured, bare = sorted(loaded.points, key=lambda p: p.record.energy is None)
+    assert measured.joules_per_token == pytest.approx(2.0 / 1024)
+    assert figures(measured)["energy"] == "2.00 J [1.98, 2.02], 1.95 mJ a token"
+    assert bare.joules_per_token is None
+    assert "energy" not in figures(bare)

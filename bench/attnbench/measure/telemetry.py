@@ -5,10 +5,11 @@ neither takes the worker's interpreter nor is held up by it. It sends its sample
 parent, which asks for the figures, the verdict and the strip of any stretch of time. All
 times are ``time.monotonic()``, which every process of a machine shares.
 
-Cost, measured on two cores of an AMD EPYC with 90 processes at 10 Hz: 0.3 % of one core
-with the processor alone. What costs more than that share of the time is looked at less
-often: listing the processes of a busy machine gets slower than ten times a second, never
-dearer. Each summary holds the sampler's own use as ``sampler_cores``.
+Cost: 0.4 % of one core and 14 MB, measured over 20 s at 10 Hz on a virtual machine of two
+busy cores (AMD EPYC, 143 processes), by the sampler itself: each summary holds its own use as
+``sampler_cores``. 194 of 200 samples came, the longest gap was 0.15 s. What costs more than
+its share is looked at less often: listing the processes of a busy machine gets slower than
+once a second, never dearer.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attnbench.limits import ceilings_of
+from attnbench.limits import ceilings_of, notes_of
 from attnbench.record import Record
 from attnbench.report import units
 from attnbench.stats import Interval
@@ -36,7 +36,8 @@ class Environment:
         known = ceilings_of({"ceilings": self.ceilings})
         if self.ceilings is None or known is None:
             return {}
-        told = {"measured": str(self.ceilings.get("measured", ""))}
+        when = str(self.ceilings.get("measured", ""))
+        told = {"measured": "; ".join([when, *notes_of(self.ceilings)])}
         for kind, rates, unit in (
             ("bandwidth", known.bandwidth, units.BYTES_A_SECOND),
             ("matmul", known.matmul, units.FLOPS),

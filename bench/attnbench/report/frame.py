@@ -29,7 +29,9 @@ def load_frame(results: Sequence[Path]) -> pd.DataFrame:
     ``device``, ``environment``), the problem's fields (``seqlen_q``, ``dtype``, ``mask``,
     …), ``status`` and ``reason``; ``median_s``, ``tflops`` and ``speedup`` (against the
     suite's baseline), each with ``…low`` and ``…high`` of its 95 % interval; ``flops``,
-    ``ideal_bytes``, ``intensity`` (FLOPs a byte); ``peak_bytes``, ``saved_bytes``; for each
+    ``ideal_bytes``, ``intensity`` (FLOPs a byte); ``roofline_share`` and ``roofline_bound``;
+    ``gross_joules``, ``net_joules`` and ``joules_per_token`` (gross); ``disturbance``, the
+    telemetry's verdict; ``peak_bytes``, ``saved_bytes``; for each
     tensor ``out_rel_l2``, ``out_rel_l2_allowed``, …; and ``error_ratio``, the worst error ÷
     its tolerance. ``frame.attrs["problems"]`` holds a line for everything left out.
 
@@ -69,6 +71,12 @@ def _row(point: Point) -> dict[str, Any]:
         "flops": point.flops,
         "ideal_bytes": point.ideal_bytes,
         "intensity": point.intensity,
+        "roofline_share": point.place.share if point.place else None,
+        "roofline_bound": point.place.bound if point.place else None,
+        "gross_joules": record.energy.gross_j if record.energy else None,
+        "net_joules": record.energy.net_j if record.energy else None,
+        "joules_per_token": point.joules_per_token,
+        "disturbance": record.telemetry.get("verdict"),
         **{name: getattr(record.memory, name) if record.memory else None for name in _BYTES},
     }
     for tensor, accuracy in record.accuracy.items():

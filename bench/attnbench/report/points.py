@@ -17,6 +17,7 @@ from attnbench import store
 from attnbench.errors import UserError
 from attnbench.limits import place_record
 from attnbench.masks import parse_mask
+from attnbench.measure.power import joules_per_token
 from attnbench.problem import Problem
 from attnbench.record import Record, TensorAccuracy
 from attnbench.report.environments import Environment, load_environments
@@ -36,6 +37,7 @@ class Point:
         label: the problem in a line.
         time_s: seconds a call; rate: FLOP/s; speedup: baseline's time over this time.
         flops, ideal_bytes: of the problem; None where this attnbench cannot read it.
+        joules_per_token: gross, a query token; None where energy was not measured.
         place: of the median under the roofline; None without ceilings.
     """
 
@@ -49,6 +51,7 @@ class Point:
     rate: Interval | None = None
     speedup: Interval | None = None
     place: Place | None = None
+    joules_per_token: float | None = None
 
     @property
     def implementation(self) -> str:
@@ -178,7 +181,7 @@ def _bare(record: Record, machine: str) -> Point:
 
 
 def _derive(point: Point, problem: Problem) -> Point:
-    flops, time_s = problem.flops(), point.time_s
+    flops, time_s, energy = problem.flops(), point.time_s, point.record.energy
     rate = None
     if time_s is not None:
         rate = Interval(flops / time_s.median, flops / time_s.high, flops / time_s.low)
@@ -189,6 +192,7 @@ def _derive(point: Point, problem: Problem) -> Point:
         flops=flops,
         ideal_bytes=problem.ideal_bytes(),
         rate=rate,
+        joules_per_token=joules_per_token(energy.gross_j, problem) if energy else None,
     )
 
 

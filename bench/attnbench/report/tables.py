@@ -21,6 +21,7 @@ from attnbench.report.style import Look
 from attnbench.report.sweep import Panel, Scope
 from attnbench.report.verdicts import Verdict, headline, verdicts
 from attnbench.roofline import Place
+from attnbench.stats import Interval
 
 SHORT: Mapping[Status, str] = {
     "ok": "ok", "incorrect": "wrong", "unsupported": "unsup.", "unavailable": "absent",
@@ -72,6 +73,7 @@ def figures(point: Point) -> dict[str, str]:
         "rate": point.rate and units.interval(point.rate, units.FLOPS),
         "speedup": point.speedup and speedup_text(point),
         "roofline": point.place and share_text(point.place),
+        "energy": energy_text(point),
         "memory": memory
         and memory.peak_bytes is not None
         and units.quantity(memory.peak_bytes, units.BYTES),
@@ -95,6 +97,16 @@ def memory_parts(memory: Memory) -> str:
         for name, size in parts.items()
         if size is not None
     )
+
+
+def energy_text(point: Point) -> str:
+    """``2.00 J [1.98, 2.02], 1.95 mJ a token``, or nothing."""
+    energy = point.record.energy
+    if energy is None or point.joules_per_token is None:
+        return ""
+    call = Interval(energy.gross_j, energy.gross_low_j, energy.gross_high_j)
+    token = units.quantity(point.joules_per_token, units.JOULES)
+    return f"{units.interval(call, units.JOULES)}, {token} a token"
 
 
 def share_text(place: Place) -> str:

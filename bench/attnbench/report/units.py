@@ -30,6 +30,7 @@ FLOPS = tuple(
     Unit(f"{prefix}FLOPS", 10.0 ** (3 * i))
     for i, prefix in enumerate(("", "k", "M", "G", "T", "P"))
 )
+JOULES = (Unit("nJ", 1e-9), Unit("µJ", 1e-6), Unit("mJ", 1e-3), Unit("J", 1.0), Unit("kJ", 1e3))
 BYTES_A_SECOND = tuple(
     Unit(f"{prefix}B/s", 10.0 ** (3 * i)) for i, prefix in enumerate(("", "k", "M", "G", "T"))
 )

@@ -356,6 +356,7 @@
     tell("rate", row.rate_text);
     tell("speed-up", row.speedup_text);
     tell("roofline", row.roofline_text);
+    tell("energy", row.energy_text);
     tell("memory", row.memory_text);
     tell("of it", row.memory_parts_text);
     tell("memory note", row.memory_note_text);
@@ -398,11 +399,13 @@
   COLUMNS.all = [
     ...COLUMNS.latency, ...COLUMNS.rate, ["speed-up", "speedup_text", (r) => r.rate?.[0]],
     ["share of roofline", "roofline_text", (r) => r.roofline_text && parseFloat(r.roofline_text)],
+    ["energy of a call", "energy_text"],
     ...COLUMNS.memory, ["worst error", "error_text"], ["reason", "reason"],
     ["command", (r) => data.scopes[state.scope].command + r.command],
     ["id", "id"],
   ];
   const WIDE = new Set(["reason", "command", "memory note"]);
+  const RARE = new Set(["share of roofline", "energy of a call"]);  // left out where nobody has them
 
   function errorsText(row, measure) {
     const at = MEASURES[measure];
@@ -414,16 +417,16 @@
   function drawTable(details) {
     const scope = scopeOf(details);
     const chart = scope.charts[details.dataset.table];
+    const read = (row, how) => (typeof how === "function" ? how(row) : row[how]) ?? "";
     const columns = [
       ["problem", (r) => scope.panels[r.panel].title, (r) => r.panel],
       [scope.axis.label, (r) => String(r.x), (r) => r.x],
       ["implementation", (r) => data.looks[r.impl].name, (r) => r.impl],
       ["status", "status"],
       ...COLUMNS[chart ? chart.measure : "all"],
-    ].filter(([name]) =>
+    ].filter(([name, how]) =>
       (name !== "problem" || scope.panels.some((p) => p.title)) &&
-      (name !== "share of roofline" || scope.rows.some((r) => r.roofline_text)));
-    const read = (row, how) => (typeof how === "function" ? how(row) : row[how]) ?? "";
+      (!RARE.has(name) || scope.rows.some((r) => read(r, how))));
     const rows = scope.rows.filter(isShown(scope));
     const body = make("tbody");
     const fill = () =>
