@@ -144,7 +144,9 @@ class Watch:
             raise failed
         finally:
             self._is_last_call = False
-        if late is not None:
+        if late is not None and (
+            self._streams is None or self._streams.again(self._execution.step)
+        ):
             raise Failed("error", f"still computing after it returned ({late})")
 
     def _call_on_poison(self, step: Callable[[], None]) -> tuple[Results, str | None]:
