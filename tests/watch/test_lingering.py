@@ -46,7 +46,11 @@ def streams(monkeypatch: pytest.MonkeyPatch, late_s: float) -> tuple[FakeCuda, s
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", fake.synchronize)
     check = lingering.StreamCheck(torch.device("cuda:0"))
-    return fake, check.step(fake.call, lambda: fake.order.append("copy"))
+    told = check.step(fake.call, lambda: fake.order.append("copy"))
+    order, fake.order = fake.order, []
+    assert check.again(fake.call) == (told is not None)
+    fake.order = order
+    return fake, told
 
 
 def test_work_on_another_stream_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ class Machine:
     name = "made up"
     resolution_s = 1e-6
 
-    def __init__(self, new_s: float, seen_s: float, noise: float = 0.0) -> None:
+    def __init__(self, new_s: float, seen_s: float, noise: float = 0.0, seed: int = 1) -> None:
         self._new_s, self._seen_s, self._noise = new_s, seen_s, noise
-        self._random = random.Random(1)
+        self._random = random.Random(seed)
         self.is_new = True
         self.calls = 0
 
@@ -49,5 +49,6 @@ def test_remembering_is_told_with_both_times() -> None:
 
 
 def test_heavy_noise_and_a_slower_machine_than_before_accuse_nobody() -> None:
-    for noise in (0.5, 5.0):
-        assert Machine(1e-3, 1e-3, noise).told(1e-4) is None
+    for noise in (0.5, 5.0, 50.0):
+        for seed in range(100):
+            assert Machine(1e-3, 1e-3, noise, seed).told(1e-4) is None

@@ -22,6 +22,7 @@ _QUIET_NS = 100_000  # of CPU time in a nap: putting a result away and falling a
 _AT_WORK_NS = 5_000_000  # of CPU time since the return: that much nobody needs to fall asleep
 _PATIENCE_S = 0.2
 _STREAM_S = 100e-6  # noise of waiting for a device twice
+_CONFIRMATIONS = 5
 _STREAM_SHARE = 0.1  # of the call: what else may be waited for
 
 
@@ -90,7 +91,11 @@ class StreamCheck:
         seen = _now()
         self._synchronize(self._device)
         done = _now()
-        late_s, call_s = done - seen, seen - start
+        late_s, call_s = done - seen, seen - start  # a busy host adds to it: see ``again``
         if late_s > _STREAM_S + _STREAM_SHARE * call_s:
             return f"{late_s * 1e6:.0f} µs on another stream than the current one"
         return None
+
+    def again(self, call: Callable[[], None]) -> bool:
+        """Whether more calls show the same, each of them: a busy host is late now and then."""
+        return all(self.step(call, lambda: None) is not None for _ in range(_CONFIRMATIONS))

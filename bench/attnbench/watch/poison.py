@@ -24,6 +24,8 @@ _NAN_BITS = {
 }
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCKS = 2  # of each result's size
+_SMALL_BYTES = 1 << 20
+_SMALL_BLOCKS = 8  # small ones cost little, and malloc has more places to take them from
 
 
 def fill(x: torch.Tensor) -> None:
@@ -48,7 +50,8 @@ def free_blocks(like: Iterable[torch.Tensor]) -> None:
     """Leave poison in freed memory of the sizes of some tensors."""
     blocks = []
     for x in like:
-        for _ in range(_BLOCKS):
+        is_small = x.numel() * x.element_size() <= _SMALL_BYTES
+        for _ in range(_SMALL_BLOCKS if is_small else _BLOCKS):
             block = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
             fill(block)
             blocks.append(block)
