@@ -111,7 +111,8 @@ FAILURE = Regression("failure", "ok → crash: gone")
 def point(new: Any = 1.0, *regressions: Regression, verdict: Any = None) -> Compared:
     """Compared with a base of 1 s; ``new`` in seconds."""
     base = made_records.record([1.0, 1.001, 0.999, 1.0, 1.002])
-    other = made_records.record([new * t for t in (1.0, 1.001, 0.999, 1.0, 1.002)])
+    times = [new * t for t in (1.0, 1.001, 0.999, 1.0, 1.002)]
+    other = made_records.record(times, time="2026-02-03T04:05:06+00:00")
     (found,) = compare(made_records.run(base), made_records.run(other)).points
     return replace(found, regressions=regressions, verdict=verdict or found.verdict)
 

@@ -181,7 +181,7 @@ class Rerun:
         """Compare again: with what was measured beside, else with what the base had."""
         beside = [r for r in records if r.implementation.revision]
         before = [s.base for s in suspects if s.base and _point(s.base) not in paired]
-        known = {environments.address(self.session.environment): self.session.environment}
+        known = {record.environment: self.session.environment for record in records}
         comparison = compare(
             Run((*beside, *before), {**self.base.environments, **known}, ()),
             Run(tuple(r for r in records if not r.implementation.revision), known, ()),
