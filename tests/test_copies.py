@@ -12,6 +12,7 @@ from attnbench.execution import Execution
 from attnbench.inputs import make_inputs
 from attnbench.measure.copies import ExecutionCopies
 from attnbench.problem import Problem
+from attnbench.watch.contents import draw_signs
 
 CPU = torch.device("cpu")
 
@@ -60,8 +61,18 @@ def test_copies_return_the_same_from_memory_of_their_own(direction: str) -> None
     copies = ExecutionCopies(execution, 3)
     run(copies)
     assert copies.fault() is None
-    assert len(set(watched.read)) == 3
+    assert len(set(watched.read)) == 4, "three copies, and one more that tells what is right"
     assert own not in watched.read
+
+
+def test_contents_that_change_between_rounds_leave_copies_alone() -> None:
+    _, execution = prepared()
+    copies = ExecutionCopies(execution, 1)
+    signs = draw_signs(execution.problem, CPU, torch.Generator().manual_seed(0))
+    execution.change_signs(signs.by_name)
+    execution.step()
+    run(copies)
+    assert copies.fault() is None
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])

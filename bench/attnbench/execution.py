@@ -181,11 +181,6 @@ class Execution:
             for name, tensor in named.items()
         }
 
-    def unsigned_results(self) -> dict[str, torch.Tensor]:
-        """The results as they would be if no sign had been changed."""
-        signs = self._signs
-        return {n: x if signs is None else x * signs[n] for n, x in self.results().items()}
-
     def changed_input(self) -> str | None:
         """The name of an input that the implementation overwrote, or None."""
         if self._original is None:

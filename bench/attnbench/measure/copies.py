@@ -31,7 +31,10 @@ class ExecutionCopies:
     """
 
     def __init__(self, execution: Execution, count: int) -> None:
-        self._original = execution
+        # What they must return is what one more returns eagerly: the contents of the execution
+        # itself may change between rounds, those of its twins do not.
+        self._reference = execution.twin()
+        self._reference.step()
         self._twins = [execution.twin() for _ in range(count)]
         self.calls: Sequence[Call] = [twin.step for twin in self._twins]
 
@@ -42,20 +45,20 @@ class ExecutionCopies:
                 tensor.data.fill_(math.nan)  # .data: autograd keeps no count of it
 
     def fault(self) -> str | None:
-        """How what the last calls returned differs from the original's; None if it does not.
+        """How what the last calls returned differs from an eager call's; None if it does not.
 
         Allowed is a relative L2 difference of √ε: sums in another order stay far below it,
         stale or unwritten memory far above. Dropout draws anew in every call, so there
         only numbers that are not finite tell.
         """
-        original = self._fresh(self._original)
+        reference = self._fresh(self._reference)
         for twin in self._twins:
             for name, tensor in self._fresh(twin).items():
                 if not bool(torch.isfinite(tensor).all()):
                     return f"{name} was not written"
-                if self._original.problem.dropout_p > 0:
+                if self._reference.problem.dropout_p > 0:
                     continue
-                expected = original[name].double()
+                expected = reference[name].double()
                 error = (tensor.double() - expected).norm() / expected.norm().clamp_min(1e-30)
                 if float(error) > math.sqrt(torch.finfo(tensor.dtype).eps):
                     return f"{name} is off by {float(error):.1%} (relative L2)"
@@ -64,7 +67,7 @@ class ExecutionCopies:
     @staticmethod
     def _fresh(execution: Execution) -> dict[str, torch.Tensor]:
         """What a step writes: a backward reads the output that its forward left."""
-        results = execution.unsigned_results()
+        results = execution.results()
         if execution.problem.direction == "backward":
             del results["out"]
         return results
