@@ -392,6 +392,7 @@ class _Pool:
 
     device = "cpu"
     is_fresh = True
+    sampler = None
 
     def __init__(self, *fatal: str) -> None:
         self._fatal = set(fatal)
@@ -409,7 +410,7 @@ class _Pool:
                 raise WorkerDied("oom", "out of memory", "")
             yield {
                 "event": "result", "who": told["key"], "status": "ok", "alone": False,
-                "samples": ok.samples.model_dump(),
+                "samples": ok.samples.model_dump(), "wall_s": 1.0,
                 "accuracy": {n: a.model_dump() for n, a in ok.accuracy.items()},
             }  # fmt: skip
 

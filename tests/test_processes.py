@@ -87,7 +87,7 @@ def test_what_only_the_first_process_measured_is_kept() -> None:
     def told(level_s: float, memory: Any) -> dict[str, Any]:
         return {
             "status": "ok", "samples": part(level_s).model_dump(), "host_samples": None,
-            "memory": memory, "wall_s": 4.0,
+            "memory": memory, "telemetry": {}, "wall_s": 4.0,
         }  # fmt: skip
 
     held = Held(point=None, told=[told(1.0, {"peak_bytes": 7}), told(1.1, None)])  # type: ignore[arg-type]
@@ -105,6 +105,7 @@ class FakePool:
     """Workers that tell what a script says: by process, what becomes of each contender."""
 
     device = "cpu"
+    sampler = None
 
     def __init__(self, script: list[dict[str, str]]) -> None:
         self.script = script

@@ -310,7 +310,8 @@ def test_kill_9_of_the_worker_ends_one_point_and_the_sweep_goes_on(
 def test_kill_9_over_the_reference_of_a_worker_that_has_worked_costs_nobody_anything(
     session: Session, tmp_path: Path
 ) -> None:
-    suite = write_suite(tmp_path, ["healthy*"], seqlen=[16])
+    # Long enough that the reference is still at work when the worker is killed.
+    suite = write_suite(tmp_path, ["healthy*"], seqlen=[1024])
     # The second reference: plugins have run before it, and any of them may be the cause.
     seen = 0
 

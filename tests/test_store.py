@@ -15,7 +15,7 @@ import pytest
 
 from attnbench import store
 from attnbench.errors import UserError
-from attnbench.record import Implementation, Record
+from attnbench.record import SCHEMA, Implementation, Record
 from attnbench.store import Store, load
 
 
@@ -186,7 +186,7 @@ FOREIGN = {
     "a version that is no number": (b'{"schema_version": "x"}', "not an attnbench record"),
     "another major": (
         line("z", schema_version="2.0.0").rstrip(),
-        "schema 2.0.0 cannot be read by this attnbench (1.0.0)",
+        f"schema 2.0.0 cannot be read by this attnbench ({SCHEMA})",
     ),
     "an older major": (b'{"schema_version": "0.9"}', "schema 0.9 cannot be read"),
     "not UTF-8": (b'{"id": "\xff\xfe"}', "not JSON"),
