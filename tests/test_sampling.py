@@ -243,7 +243,7 @@ def test_calls_of_warm_up_are_no_samples(machine: FakeMachine) -> None:
     durations = itertools.chain([50e-3] * 3, itertools.repeat(1e-3))  # slow until compiled
     taken = sample({"a": machine.takes("a", durations)}, machine, Budget(warmup_s=0.2), 0)["a"]
     assert taken.interval.high == pytest.approx(1e-3)
-    assert [len(r) for r in taken.rounds] == [5] * 5, "sized by the warm call, not by the first"
+    assert [len(r) for r in taken.rounds] == [10] * 8, "sized by the warm call, not by the first"
 
 
 def test_warm_up_goes_on_while_calls_still_become_faster(machine: FakeMachine) -> None:
@@ -290,7 +290,7 @@ def test_a_call_longer_than_the_cap_warms_up_once(machine: FakeMachine) -> None:
 def test_no_warm_up_says_nothing_of_steadiness(machine: FakeMachine) -> None:
     taken = sample({"a": machine.takes("a", 1e-3)}, machine, Budget(warmup_s=0.0), 0)["a"]
     assert taken.steady is None
-    assert machine.log == ["a"] * (1 + 5 * (1 + 5)), "one call to size rounds by, then rounds"
+    assert machine.log == ["a"] * (1 + 8 * (1 + 10)), "one call to size rounds by, then rounds"
 
 
 # ---- two figures -------------------------------------------------------------------------

@@ -315,7 +315,7 @@ BASE = "[grid]\nheads = 4\nseqlen = [8, 16]"
         f'baseline = "naive"\nimpls = ["naive"]\n{BASE}',
         f"# only a remark\n{BASE}",
         "[grid]\nheads_q = 4\nheads_kv = 4\nseqlen_q = 8\n[[points]]\nheads = 4\nseqlen = 16",
-        f"{BASE}\n[measure]\nmax_s = 1.0\n[verify]\nseed = 0",
+        f"{BASE}\n[measure]\nmax_s = 2.0\n[verify]\nseed = 0",
     ],
     ids=["who takes part", "remark", "spelling", "defaults told"],
 )

@@ -63,13 +63,13 @@ class Measure(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    precision: float = Field(0.02, gt=0, lt=1)
-    min_rounds: int = Field(5, ge=1)
-    samples: int = Field(5, ge=1)
+    precision: float = Field(0.01, gt=0, lt=1)
+    min_rounds: int = Field(8, ge=1)
+    samples: int = Field(10, ge=1)
     warmup_s: float = Field(0.1, ge=0)
     warmup_cap_s: float = Field(1.0, gt=0, validate_default=True)
     steady_share: float = Field(0.01, gt=0, lt=1)
-    max_s: float = Field(1.0, gt=0)
+    max_s: float = Field(2.0, gt=0)
     processes: int = Field(1, ge=1, le=100)
     cache: Literal["auto", "cold", "warm"] = "auto"
     timeout_s: float = Field(120.0, gt=0, validate_default=True)

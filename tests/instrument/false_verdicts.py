@@ -64,7 +64,9 @@ seqlen = [192, 256, 320, 384, 512]
 min_rounds = 8
 samples = 3
 warmup_s = 0.02
+warmup_cap_s = 0.1
 max_s = 0.05
+ceilings_s = 0
 """
 
 

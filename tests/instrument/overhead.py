@@ -113,7 +113,7 @@ def shares(records: Iterable[Record], wall_s: float, phases_s: Counter[str]) -> 
         points += 1
         times_s = [t for process in record.samples.times_s for round_ in process for t in round_]
         sampled_s = sum(times_s) * record.samples.calls_per_sample
-        spent_s = getattr(record.samples, "spent_s", None)
+        spent_s = record.samples.spent_s
         samples_s += sampled_s
         warmup_s += record.samples.warmup_s
         openings_s += 0.0 if spent_s is None else spent_s - sampled_s

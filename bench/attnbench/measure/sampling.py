@@ -47,13 +47,13 @@ class Budget:
         cache: state of the caches when a call begins; ``auto`` is as the device's clock has it.
     """
 
-    precision: float = 0.02
-    min_rounds: int = 5
-    samples: int = 5
+    precision: float = 0.01
+    min_rounds: int = 8
+    samples: int = 10
     warmup_s: float = 0.1
     warmup_cap_s: float = 1.0
     steady_share: float = 0.01
-    max_s: float = 1.0
+    max_s: float = 2.0
     cache: Cache | Literal["auto"] = "auto"
 
 
