@@ -219,7 +219,7 @@ def test_doctor_prints_the_table_with_every_error_and_keeps_the_result(
     code, out = doctor("--selftest")
     assert code == 0, out
     lines = {line[:9]: line for line in out.splitlines()}
-    for text in ("1.000 ms", "1.002 ms [1.001, 1.003]", "+2.000 µs (+0.20%)", "±10.00 µs (1.00%)"):
+    for text in ("1.000 ms", "1.002 ms [1.001, 1.003]", "+0.20%", "±1.00%"):
         assert text in lines["wait 1 ms"]
     assert "passed" in lines["wait 1 ms"]
     assert "no counter" in lines["energy   "]

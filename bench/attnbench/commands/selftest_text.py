@@ -13,7 +13,7 @@ from attnbench.selftest import Result, Row, failures
 from attnbench.stats import Interval
 
 _COLOURS = {"passed": "green", "failed": "red", "not here": "yellow", "shown": "dim"}
-_COLUMNS = ("check", "expected", "measured [95 %]", "error", "allowed", "result", "reason")
+_COLUMNS = ("check", "expected", "measured [95 %]", "error", "allowed", "result")
 _UNITS = {
     "s": units.SECONDS,
     "bytes": units.BYTES,
@@ -22,15 +22,18 @@ _UNITS = {
 
 
 def print_rows(console: Console, rows: Sequence[Row]) -> None:
-    """The table."""
+    """The table, and below it what is to be said of single rows."""
     table = Table(box=None, pad_edge=False)
     for column in _COLUMNS:
         table.add_column(column, overflow="fold")
     for row in rows:
         result = f"[{_COLOURS[row.status]}]{row.status}[/]"
         cells = (row.check, _expected(row), _measured(row), _error(row), _allowed(row))
-        table.add_row(*map(escape, cells), result, escape(row.reason))
+        table.add_row(*map(escape, cells), result)
     console.print(table)
+    for row in rows:
+        if row.reason:
+            console.print(f"{escape(row.check)}: {escape(row.reason)}", soft_wrap=True)
 
 
 def sentence(result: Result) -> str:
@@ -53,19 +56,21 @@ def _measured(row: Row) -> str:
 
 
 def _error(row: Row) -> str:
-    """With its sign, and its share of what was expected."""
+    """With its sign; as a share of what was expected, if that is not nothing."""
     if row.error is None:
         return ""
-    text = f"{'+' if row.error > 0 else ''}{_value(row.error, row.unit)}"
-    return f"{text} ({row.error / row.expected:+.2%})" if row.expected else text
+    if row.expected:
+        return f"{row.error / row.expected:+.2%}"
+    return f"{'+' if row.error > 0 else ''}{_value(row.error, row.unit)}"
 
 
 def _allowed(row: Row) -> str:
-    """The largest error that passes, and its share of what was expected."""
+    """The largest error that passes, told as the error is."""
     if row.allowed is None:
         return ""
-    text = f"±{_value(row.allowed, row.unit)}"
-    return f"{text} ({row.allowed / row.expected:.2%})" if row.expected else text
+    if row.expected:
+        return f"±{row.allowed / row.expected:.2%}"
+    return f"±{_value(row.allowed, row.unit)}"
 
 
 def _value(value: float, unit: str) -> str:
