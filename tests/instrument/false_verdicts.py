@@ -61,11 +61,11 @@ head_dim = 64
 seqlen = [192, 256, 320, 384, 512]
 
 [measure]
-min_rounds = 8
+min_rounds = 12
 samples = 3
 warmup_s = 0.02
 warmup_cap_s = 0.1
-max_s = 0.05
+max_s = 0.06
 ceilings_s = 0
 """
 
@@ -227,16 +227,25 @@ def as_proof(counts: dict[Design, Counts], plan: Plan) -> Proof:
                 found.false <= MOST_FALSE * same,
             ),
             Row(f"· the {same} verdicts", _told(found.same)),
-            Row(
-                f"{design}: twins 5 % slower called SLOWER",
-                share_of(found.found, twins),
-                f"≥ {LEAST_FOUND:.0%}",
-                found.found >= LEAST_FOUND * twins,
-            ),
+            _of_twins(design, found),
             Row(f"· the {twins} verdicts", _told(found.twins)),
         ]
     title = f"False verdicts ({plan.trials} trials a design, {plan.processes} processes a side)"
     return Proof("false_verdicts", title, rows)
+
+
+def _of_twins(design: Design, found: Counts) -> Row:
+    """How many were found: a bound where both sides met in one process, else worth knowing.
+
+    What three processes a side can find depends on how much processes differ on the machine,
+    which no comparison can mend.
+    """
+    twins = found.twins.total()
+    name = f"{design}: twins 5 % slower called SLOWER"
+    if design == "unpaired":
+        return Row(name, share_of(found.found, twins))
+    is_kept = found.found >= LEAST_FOUND * twins
+    return Row(name, share_of(found.found, twins), f"≥ {LEAST_FOUND:.0%}", is_kept)
 
 
 def _told(verdicts: Counter[str]) -> str:

@@ -57,6 +57,12 @@ def high_water(call: Callable[[], None]) -> int:
         return _mark() - before
 
 
+def fix_malloc(libc: ctypes.CDLL) -> None:
+    """Set malloc's thresholds to what a worker is started with, or to the user's own."""
+    for name, number in _PARAMETERS.items():
+        libc.mallopt(number, int(os.environ.get(name, FIXED_MALLOC[name])))
+
+
 def bound_bytes(expected: int) -> int:
     """How far the mark may be from a sum of allocations before the two disagree.
 
@@ -103,8 +109,7 @@ def _every_block_mapped() -> Iterator[None]:
     finally:
         for plug in plugs:
             libc.free(plug)
-        for name, number in _PARAMETERS.items():
-            libc.mallopt(number, int(os.environ.get(name, FIXED_MALLOC[name])))
+        fix_malloc(libc)
 
 
 def _plugs(libc: ctypes.CDLL) -> Iterator[int]:
