@@ -184,12 +184,17 @@ class Burner(Attention):
     features = frozenset()
 
     def build(self, problem, device):
-        def burn(until):
-            while time.thread_time() < until:
+        def burn():
+            while time.thread_time() < 1.0:
                 sum(range(1000))
 
+        burner = None
+
         def call(q, k, v):
-            threading.Thread(target=burn, args=[0.03], daemon=True, name="burner").start()
+            nonlocal burner
+            if burner is None or not burner.is_alive():  # one is enough for any machine
+                burner = threading.Thread(target=burn, daemon=True, name="burner")
+                burner.start()
             return attend(q, k, v)
 
         return call

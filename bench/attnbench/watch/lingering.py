@@ -7,9 +7,11 @@ native thread that writes its output late is told by the output (see ``watcher``
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -19,6 +21,7 @@ _clock_ns = time.clock_gettime_ns
 
 _NAP_S = 1e-3
 _QUIET_NS = 100_000  # of CPU time in a nap: putting a result away and falling asleep
+_QUIET_NAPS = 10  # in a row: a thread may wait that long for a core on which OpenMP spins
 _AT_WORK_NS = 5_000_000  # of CPU time since the return: that much nobody needs to fall asleep
 _PATIENCE_S = 0.2
 _STREAM_S = 100e-6  # noise of waiting for a device twice
@@ -26,14 +29,40 @@ _CONFIRMATIONS = 5
 _STREAM_SHARE = 0.1  # of the call: what else may be waited for
 
 
-def cpu_clocks() -> dict[int, int]:
+class Threads:
+    """Which of Python's threads are one contender's: those that came up in its calls.
+
+    A thread that somebody left behind must not be laid to the next one's charge.
+    """
+
+    def __init__(self) -> None:
+        self._mine: set[int] = set()
+        self._before: set[int] | None = None
+
+    def begin(self) -> None:
+        """Its calls begin."""
+        self._before = _threads()
+
+    def end(self) -> None:
+        """They have ended."""
+        if self._before is not None:
+            self._mine |= _threads() - self._before
+            self._before = None
+
+    def of_others(self) -> set[int]:
+        """The threads there are that are not its own."""
+        return _threads() - self._mine
+
+
+def _threads() -> set[int]:
+    """Python's threads by native id."""
+    return {t.native_id for t in threading.enumerate() if t.native_id is not None}
+
+
+def cpu_clocks(ignored: Collection[int] = ()) -> dict[int, int]:
     """CPU time of Python's other threads by native id, in nanoseconds."""
-    own = threading.get_native_id()
     clocks = {}
-    for thread in threading.enumerate():
-        tid = thread.native_id
-        if tid is None or tid == own:
-            continue
+    for tid in _threads() - {threading.get_native_id(), *ignored}:
         try:
             clocks[tid] = _clock_ns(_clock_of(tid))
         except OSError:
@@ -46,21 +75,39 @@ def _clock_of(tid: int) -> int:
     return (~tid << 3) | 6  # CPUCLOCK_SCHED | CPUCLOCK_PERTHREAD_MASK (posix-timers.h)
 
 
-def thread_at_work() -> str | None:
-    """The name of a Python thread that goes on computing now, or None once all are asleep."""
-    start, first = _now(), cpu_clocks()
-    last = first
-    while last and _now() - start < _PATIENCE_S:
+def thread_at_work(ignored: Collection[int] = ()) -> str | None:
+    """The name of a Python thread that goes on computing now, or None once all are asleep.
+
+    Those whose native ids are ``ignored`` may do what they like.
+
+    A nap may last until the threads are done, because they hold the interpreter's lock
+    meanwhile: what those computed that have ended counts too.
+    """
+    start, first = _now(), cpu_clocks(ignored)
+    ended_ns = _ended_ns() if first else 0
+    last, quiet = first, 0
+    while last and quiet < _QUIET_NAPS and _now() - start < _PATIENCE_S:
         _sleep(_NAP_S)
-        clocks = cpu_clocks()
+        clocks = cpu_clocks(ignored)
         used = {tid: ns - first.get(tid, 0) for tid, ns in clocks.items()}
-        for tid, ns in used.items():
-            if ns > _AT_WORK_NS:
-                return _name(tid)
-        if all(ns - last.get(tid, 0) < _QUIET_NS for tid, ns in clocks.items()):
-            return None
-        last = clocks
+        if sum(used.values()) > _AT_WORK_NS:  # many small threads are one large one
+            return _name(max(used, key=lambda tid: used[tid]))
+        if gone := first.keys() - clocks.keys():
+            before_ns = sum(first[tid] for tid in gone)
+            if _ended_ns() - ended_ns - before_ns > _AT_WORK_NS:
+                return "one that has ended since"
+        is_quiet = all(ns - last.get(tid, 0) < _QUIET_NS for tid, ns in clocks.items())
+        last, quiet = clocks, quiet + 1 if is_quiet else 0
     return None
+
+
+def _ended_ns() -> int:
+    """CPU time of the threads of this process that have ended, native ones too."""
+    alive_ns = 0
+    for tid in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            alive_ns += _clock_ns(_clock_of(int(tid)))
+    return time.process_time_ns() - alive_ns
 
 
 def _name(tid: int) -> str:

@@ -29,6 +29,7 @@ _MOST_CALLS = 2  # before an inspected output
 _MARKS = 64  # elements of a result by which it is known again
 _EARLY = "returned before its work was done: the output was written after that"
 _LATE_S = 0.5  # how long a wrong output is looked at again
+_GLANCE_S = 0.05  # the same, where nothing hints at it
 
 _now = time.perf_counter
 _sleep = time.sleep
@@ -49,6 +50,7 @@ class Watch:
         self._execution = execution
         self._device = device
         self._streams = lingering.StreamCheck(device) if device.type == "cuda" else None
+        self._threads = lingering.Threads()
         self._noise = noise()
         self._verify: Verify = lambda results: None
         self._signs: Signs | None = None
@@ -72,6 +74,7 @@ class Watch:
 
         ``inspection_s`` is what one inspection costs, if that is known.
         """
+        self._threads.begin()
         expect_noise(self._execution.loaded)
         self._verify, self._signs, self._right = verify, None, None
         self._contents += 1
@@ -87,6 +90,7 @@ class Watch:
             self._renew()
             self._spent_s += _now() - start
         self._built = building.look()
+        self._threads.begin()
         self._turn = (phase, _now())
 
     def turn_ended(self) -> None:
@@ -95,6 +99,7 @@ class Watch:
             return
         (phase, began), self._turn = self._turn, None
         self._worked_s += _now() - began
+        self._threads.end()
         if phase == "warm-up":
             self.results()
             self.remember()  # wrong or right: it may come back when it is out of date
@@ -159,9 +164,10 @@ class Watch:
 
         if self._streams is not None:
             return taken, self._streams.step(step, take)
+        others = self._threads.of_others()
         step()
         take()
-        thread = lingering.thread_at_work()
+        thread = lingering.thread_at_work(others)
         return taken, None if thread is None else f"thread {thread!r}"
 
     def results(self) -> Results:
@@ -171,6 +177,7 @@ class Watch:
         """
         if not self._execution.has_result:
             self._execution.step()
+        self._threads.end()
         self._raw = self._execution.results()
         return self._unsigned(self._raw)
 
@@ -179,6 +186,7 @@ class Watch:
         changed = self._execution.changed_input()
         return (
             (changed and f"it overwrote its input {changed}")
+            or self._still_written()
             or poison.unwritten(self._raw)
             or self.old_output()
             or self._shown_by_poison()
@@ -201,6 +209,14 @@ class Watch:
         for name, x in self._raw.items():
             self._seen.setdefault(_marks(name, x), self._contents)
 
+    def _still_written(self) -> str | None:
+        """Says so if the wrong result changes by itself; look_at_one_call sees to that alone."""
+        if self._is_last_call:
+            return None
+        wait_s = _GLANCE_S if poison.unwritten(self._raw) is None else _LATE_S
+        taken = {name: x.clone() for name, x in self._raw.items()}
+        return _EARLY if self._changes_after(taken, wait_s) else None
+
     def _shown_by_poison(self) -> str | None:
         """What one more call gives away, where the one before was not prepared for it."""
         if self._is_last_call:
@@ -220,10 +236,10 @@ class Watch:
             self.trust(results)
         self.remember()
 
-    def _changes_after(self, taken: Results) -> bool:
+    def _changes_after(self, taken: Results, wait_s: float = _LATE_S) -> bool:
         """Whether the memory behind a wrong output is still being written."""
         self._sync()
-        until = _now() + _LATE_S
+        until = _now() + wait_s
         while True:
             now = self._execution.results()
             if not all(_same(x, taken[name]) for name, x in now.items()):
