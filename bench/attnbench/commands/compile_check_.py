@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import importlib.metadata
 import time
 from collections.abc import Sequence
 
@@ -27,7 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
     targets were asked for.
     """
     console = Console()
-    triton = _triton_version()
+    triton = triton_version()
     for name in arguments.target:
         if name not in TARGETS:
             raise unknown("target", name, TARGETS, "--target")
@@ -36,7 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.project, "auto", arguments.impls_dir, lock=False,
         import_timeout_s=arguments.import_timeout,
     ) as session:  # fmt: skip
-        contenders = _contenders(arguments.impls, choose(arguments.impls or ["*"], session.entries))
+        contenders = _without_options(choose(arguments.impls or ["*"], session.entries))
         project, kept = session.project, session.results_folder(arguments.results) / FILE
     with console.status("looking for kernels") as status:
         usable = [c for c in contenders if c.entry.reason is None]
@@ -60,25 +59,26 @@ def main(arguments: argparse.Namespace) -> int:
     return 0 if result.is_passed else 1
 
 
-def _triton_version() -> str:
+def triton_version() -> str:
     """Of the installed Triton.
 
     Raises:
         UserError: there is none.
     """
     try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
+        import triton
+    except ImportError as error:
         raise UserError(
-            "compile-check needs triton, which is not installed: pip install triton"
+            f"compile-check needs triton, which cannot be imported ({error}): pip install triton"
         ) from None
+    return str(triton.__version__)
 
 
-def _contenders(asked: Sequence[str], chosen: list[Contender]) -> list[Contender]:
-    """What was chosen, which may carry no options.
+def _without_options(chosen: list[Contender]) -> list[Contender]:
+    """What was chosen.
 
     Raises:
-        UserError: it does.
+        UserError: with options, which would be ignored.
     """
     if given := [c.spec for c in chosen if c.given]:
         raise UserError(

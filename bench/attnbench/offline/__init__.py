@@ -3,8 +3,7 @@
 An implementation offers its kernels by a class method, and ``attnbench compile-check`` finds
 them wherever implementations are found::
 
-    from attnbench import Attention, register
-    from attnbench.offline import Case
+    from attnbench import Attention, Case, register
 
     @register("mine")
     class Mine(Attention):
