@@ -169,9 +169,8 @@ def test_a_request_that_cannot_be_meant_is_refused_with_the_nearest_name(
 
 
 def test_without_triton_the_command_says_so(
-    check: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "triton", None)
     assert cli.main(["compile-check"]) == 2
     assert "compile-check needs triton, which cannot be imported" in capsys.readouterr().err
