@@ -22,7 +22,7 @@ from attnbench.registry import Entry, Source
 FIGURES = Figures(
     registers=168, spill_bytes=0, shared_bytes=164 * 1024, num_warps=12,
     tensor_memory_columns=None, occupancy=0.1875, limit="registers",
-    instructions={"HGMMA": 48}, atomics_written=0, atomics_kept=0, loops_to_specialize=1,
+    instructions={"HGMMA": 48}, atomics_written=0, atomics_kept=0, atomics=0, loops_to_specialize=1,
     loops_specialized=1,
 )  # fmt: skip
 SPILLS = "spills: 24 bytes a thread go to local memory, 0 may"

@@ -16,7 +16,7 @@ from attnbench.profiling.occupancy import occupancy
 SOUND: dict[str, Any] = {
     "registers": 168, "spill_bytes": 0, "shared_bytes": 98304, "num_warps": 8,
     "tensor_memory_columns": None, "occupancy": 0.125, "limit": "registers",
-    "instructions": {"HGMMA": 16}, "atomics_written": 0, "atomics_kept": 0,
+    "instructions": {"HGMMA": 16}, "atomics_written": 0, "atomics_kept": 0, "atomics": 0,
     "loops_to_specialize": 0, "loops_specialized": 0,
 }  # fmt: skip
 
@@ -38,9 +38,9 @@ def case(**changes: Any) -> Case:
 def test_nothing_is_wrong_with_what_is_as_expected() -> None:
     everything = "tensor_cores mma tma warp_specialize atomics"
     figures = {
-        "num_warps": 12, "spill_bytes": 16, "atomics_written": 1, "atomics_kept": 2,
+        "num_warps": 12, "spill_bytes": 16, "atomics_written": 1, "atomics_kept": 2, "atomics": 2,
         "loops_to_specialize": 1, "loops_specialized": 1,
-        "instructions": {"HGMMA": 8, "UTMALDG": 3, "REDG": 2},
+        "instructions": {"HGMMA": 8, "UTMALDG": 3},
     }  # fmt: skip
     assert check(compiled(expects=everything, **figures)) == []
 
@@ -54,7 +54,7 @@ def test_nothing_is_wrong_with_what_is_as_expected() -> None:
         ("threads: a block takes 1280 threads, sm_90 has 1024", "", {"num_warps": 40}),
         ("occupancy: not one block fits a multiprocessor, for want of registers", "",
          {"occupancy": 0.0}),
-        ("tensor cores: no matrix instruction", "tensor_cores", {"instructions": {"REDG": 1}}),
+        ("tensor cores: no matrix instruction", "tensor_cores", {"instructions": {"LDGSTS": 8}}),
         ("tensor cores: no matrix instruction", "mma", {"instructions": {}}),
         ("tensor cores: HMMA but no HGMMA", "tensor_cores", {"instructions": {"HMMA": 64}}),
         ("tma: no load", "tma", {"instructions": {"HGMMA": 1, "UTMASTG": 2}}),
@@ -65,7 +65,7 @@ def test_nothing_is_wrong_with_what_is_as_expected() -> None:
         ("warp specialisation: expected, but the kernel does not ask", "warp_specialize", {}),
         ("atomics: 2 written, 1 left", "", {"atomics_written": 2, "atomics_kept": 1}),
         ("atomics: 1 written, none in the code", "atomics",
-         {"atomics_written": 1, "atomics_kept": 1, "instructions": {"ATOMS": 1}}),
+         {"atomics_written": 1, "atomics_kept": 1}),
         ("atomics: expected, but the kernel has none", "atomics", {}),
     ],
 )  # fmt: skip
@@ -164,21 +164,28 @@ HMMA_kernel:
         /*0020*/              @UP1 UTMALDG.2D [UR8], [UR4] ;
         /*0030*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24, gsb0 ;
         /*0040*/                   REDUX.SUM UR4, R3 ;
-        /*0050*/                   REDG.E.ADD.F32.FTZ.RN.STRONG.GPU desc[UR4][R2.64], R7 ;
-        /*0060*/                   ATOMS.ADD RZ, [R2], R7 ;
+        /*0050*/                   ATOMG.E.EXCH.STRONG.GPU PT, RZ, [R2], R9 ;
+"""
+PTX = """
+.visible .entry atom.shared_kernel(
+	@%p1 atom.global.gpu.relaxed.add.f32 %r1, [ %rd1 + 0 ], %r2;
+	red.global.gpu.add.f32 [%rd2], %f1;
+	@!%p2 atom.acq_rel.cta.shared.exch.b32 %r3, [%r4], %r5;
+	fence.proxy.tensormap::generic.acquire.gpu [%rd3], 0x80;
 """
 
 
 def test_instructions_are_counted_and_names_that_look_like_them_are_not() -> None:
-    code = read_sass(USAGE.format(stack=0), SASS)
+    code = read_sass(USAGE.format(stack=0), SASS, PTX)
     assert code.registers == 168
-    assert code.instructions == {"HGMMA": 2, "REDG": 1, "UTMALDG": 1}
+    assert code.instructions == {"HGMMA": 2, "UTMALDG": 1}
+    assert code.atomics == 2
 
 
 def test_a_stack_counts_as_spilled_where_it_is_read_or_written() -> None:
-    assert read_sass(USAGE.format(stack=48), SASS).spill_bytes == 0
+    assert read_sass(USAGE.format(stack=48), SASS, PTX).spill_bytes == 0
     local = SASS + "        /*0070*/                   STL.64 [R1+0x8], R4 ;\n"
-    assert read_sass(USAGE.format(stack=48), local).spill_bytes == 48
+    assert read_sass(USAGE.format(stack=48), local, PTX).spill_bytes == 48
 
 
 AMDGCN = """
@@ -193,12 +200,12 @@ AMDGCN = """
 def test_amds_assembly_tells_the_same() -> None:
     code = read_amdgcn(AMDGCN)
     assert (code.registers, code.spill_bytes) == (152, 20)
-    assert code.instructions == {"MFMA": 2, "ATOMIC": 1}
+    assert (code.instructions, code.atomics) == ({"MFMA": 2}, 1)
 
 
 def test_code_that_tells_nothing_is_not_taken_for_code_without_registers() -> None:
     with pytest.raises(Unreadable, match="no registers"):
-        read_sass("cuobjdump info: no device code", SASS)
+        read_sass("cuobjdump info: no device code", SASS, PTX)
     with pytest.raises(Unreadable, match="no vgpr_count"):
         read_amdgcn("s_endpgm")
 
@@ -217,6 +224,20 @@ Repro command: ptxas -v /tmp/t.ptx
         telling_line("a.py:7:3: error: no layout\nnote: see here") == "a.py:7:3: error: no layout"
     )
     assert telling_line("\n") == ""
+
+
+def test_a_pass_pipeline_that_failed_is_told_by_what_stopped_it() -> None:
+    mlir = """{note}module {{
+  tt.func public @kernel() {{ }}
+}}
+a.py:5:0: error: Failures have been detected while processing an MLIR pass pipeline
+a.py:5:0: note: Pipeline failed while executing [`Specialize` on 'builtin.module' operation]
+"""
+    assert "Pipeline failed while executing [`Specialize`" in telling_line(mlir.format(note=""))
+    note = "Unexpected size()\nUNREACHABLE executed at Partition.cpp:777!\n"
+    assert telling_line(mlir.format(note=note)) == (
+        "Unexpected size() UNREACHABLE executed at Partition.cpp:777!"
+    )
 
 
 def test_a_pass_that_failed_is_told_by_what_it_printed() -> None:

@@ -14,7 +14,7 @@ from attnbench.report.compile_checks import COLUMNS, find_checks
 FIGURES = Figures(
     registers=168, spill_bytes=24, shared_bytes=167936, num_warps=12, tensor_memory_columns=None,
     occupancy=0.1875, limit="registers", instructions={"HGMMA": 48, "STL": 3},
-    atomics_written=0, atomics_kept=0, loops_to_specialize=1, loops_specialized=1,
+    atomics_written=0, atomics_kept=0, atomics=0, loops_to_specialize=1, loops_specialized=1,
 )  # fmt: skip
 
 

@@ -170,7 +170,8 @@ def _table(rows: Sequence[Row]) -> Table:
 def _cells(figures: Figures | None, target: str) -> tuple[str, str, str, str, str]:
     if figures is None:
         return ("", "", "", "", "")
-    found = [f"{n} {c}" for n, c in figures.instructions.items() if n in TARGETS[target].mma]
+    mma = TARGETS[target].mma
+    found = [f"{n} {name}" for name, n in figures.instructions.items() if name in mma]
     if figures.loops_specialized:
         found.append(f"{figures.num_warps} warps")
     return (

@@ -1,7 +1,8 @@
 """What is in machine code: registers, local memory, and how often which instruction occurs.
 
-NVIDIA's cubin is read by ``cuobjdump`` and ``nvdisasm``, which come with Triton; AMD's
-code is kept by Triton as assembly with its metadata.
+NVIDIA's cubin is read by ``cuobjdump`` and ``nvdisasm``, which come with Triton, but its
+atomics are counted in PTX: in SASS, fences of TMA descriptors look the same. AMD's code is
+kept by Triton as assembly with its metadata.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from dataclasses import dataclass
 
 from attnbench.offline.targets import TARGETS, WARP_MMA
 
-ATOMICS = ("RED", "REDG", "ATOM", "ATOMG", "UTMAREDG", "UBLKRED", "ATOMIC")
-"""Atomic operations on global memory; ``ATOMIC`` stands for all of AMD's."""
 TMA_LOADS = ("UTMALDG", "UBLKCP")
 _LOCAL = ("LDL", "STL")
 _TOLD = {
-    *ATOMICS, *TMA_LOADS, *_LOCAL, *WARP_MMA, "UTMASTG", "LDGSTS",
+    *TMA_LOADS, *_LOCAL, *WARP_MMA, "UTMASTG", "LDGSTS",
     *(name for target in TARGETS.values() for name in target.tensor_cores),
 }  # fmt: skip
 
 # /*0a10*/  @!P0 HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
 _SASS = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
-_GCN = {
-    "MFMA": re.compile(r"^\s*v_s?mfma\w*", re.MULTILINE),
-    "ATOMIC": re.compile(r"^\s*(?:global|buffer|flat)_atomic_\w+", re.MULTILINE),
-}
+# @%p3 atom.global.gpu.relaxed.add.f32 …; those on shared memory are the compiler's own
+_PTX_ATOMIC = re.compile(
+    r"^\s*(?:@!?%?\w+\s+)?(?:(?:atom|red)\.(?!\S*\bshared)|cp\.reduce\.async\.bulk)", re.MULTILINE
+)
+_MFMA = re.compile(r"^\s*v_s?mfma\w*", re.MULTILINE)
+_GCN_ATOMIC = re.compile(r"^\s*(?:global|buffer|flat)_atomic_\w+", re.MULTILINE)
 
 
 class Unreadable(Exception):
@@ -44,15 +45,17 @@ class Code:
         registers: a thread; AMD's vector registers, accumulators included.
         spill_bytes: local (AMD: scratch) memory a thread that is read or written.
         instructions: how often those worth telling occur; those that do not are absent.
+        atomics: operations on global memory.
     """
 
     registers: int
     spill_bytes: int
     instructions: Mapping[str, int]
+    atomics: int
 
 
-def read_cubin(cubin: bytes) -> Code:
-    """Of NVIDIA's binary.
+def read_cubin(cubin: bytes, ptx: str) -> Code:
+    """Of NVIDIA's binary, and the PTX that it was made of.
 
     Raises:
         Unreadable: a tool failed.
@@ -64,11 +67,11 @@ def read_cubin(cubin: bytes) -> Code:
         file.flush()
         usage = _tool(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
         sass = _tool(knobs.nvidia.nvdisasm.path, "-c", file.name)
-    return read_sass(usage, sass)
+    return read_sass(usage, sass, ptx)
 
 
-def read_sass(usage: str, sass: str) -> Code:
-    """Of what ``cuobjdump -res-usage`` and ``nvdisasm -c`` print.
+def read_sass(usage: str, sass: str, ptx: str) -> Code:
+    """Of what ``cuobjdump -res-usage`` and ``nvdisasm -c`` print, and PTX.
 
     Raises:
         Unreadable: the usage does not tell registers and stack.
@@ -79,7 +82,7 @@ def read_sass(usage: str, sass: str) -> Code:
     counts = Counter(name for name in _SASS.findall(sass) if name in _TOLD)
     # A stack frame without loads and stores is the calling convention's.
     stack = int(found[2]) if any(counts[name] for name in _LOCAL) else 0
-    return Code(int(found[1]), stack, dict(sorted(counts.items())))
+    return Code(int(found[1]), stack, dict(sorted(counts.items())), len(_PTX_ATOMIC.findall(ptx)))
 
 
 def read_amdgcn(text: str) -> Code:
@@ -95,11 +98,12 @@ def read_amdgcn(text: str) -> Code:
             raise Unreadable(f"the assembly's metadata tell no {name}")
         return int(found[1])
 
-    counts = {name: len(pattern.findall(text)) for name, pattern in _GCN.items()}
+    products = len(_MFMA.findall(text))
     return Code(
         tell("vgpr_count"),
         tell("private_segment_fixed_size"),
-        {name: count for name, count in counts.items() if count},
+        {"MFMA": products} if products else {},
+        len(_GCN_ATOMIC.findall(text)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attnbench.offline.binary import ATOMICS, TMA_LOADS
+from attnbench.offline.binary import TMA_LOADS
 from attnbench.offline.result import Compiled, Figures
 from attnbench.offline.targets import TARGETS, Target
 
@@ -59,7 +59,7 @@ def _tensor_cores(compiled: Compiled, figures: Figures, target: Target) -> Itera
             f"tensor cores: {', '.join(found)} but no {target.tensor_cores[0]} in the code: "
             f"products run below the full rate of {target.name}"
         )
-    if "tma" in compiled.expects and not _count(figures, TMA_LOADS):
+    if "tma" in compiled.expects and not any(n in TMA_LOADS for n in figures.instructions):
         yield "tma: no load by the tensor memory accelerator in the code"
 
 
@@ -82,11 +82,7 @@ def _atomics(compiled: Compiled, figures: Figures) -> Iterator[str]:
     written, kept = figures.atomics_written, figures.atomics_kept
     if kept < written:
         yield f"atomics: {written} written, {kept} left after Triton's optimisation"
-    elif written and not _count(figures, ATOMICS):
+    elif written and not figures.atomics:
         yield f"atomics: {written} written, none in the code"
     elif "atomics" in compiled.expects and not written:
         yield "atomics: expected, but the kernel has none"
-
-
-def _count(figures: Figures, names: tuple[str, ...]) -> int:
-    return sum(figures.instructions.get(name, 0) for name in names)

@@ -25,7 +25,11 @@ _ATOMIC = re.compile(r"\b(?:tt\.(?:atomic_(?:rmw|cas)|descriptor_reduce)"
 _ASKED = re.compile(r"\btt\.warp_specialize\b")
 _GIVEN = re.compile(r"\bttg\.warp_specialize\(")
 _TELLING = re.compile(r"\berror\b\s*:|LLVM ERROR|Assertion|UNREACHABLE|ptxas fatal", re.IGNORECASE)
-_EMPTY = re.compile(r"[\s^~=|-]*|.*Ptx assembly aborted due to errors.*")
+_PASS = re.compile(r"Pipeline failed while executing")
+_EMPTY = re.compile(  # lines that are drawn, or say no more than that something went wrong
+    r"[\s^~=|-]*|.*Ptx assembly aborted due to errors.*"
+    r"|.*Failures have been detected while processing an MLIR pass pipeline.*"
+)
 _LONGEST = 300
 
 
@@ -63,7 +67,10 @@ def telling_line(text: str) -> str:
     """The line in which a compiler says what is wrong: its last error, or its last words."""
     lines = [line.strip() for line in text.splitlines() if not _EMPTY.fullmatch(line)]
     errors = [line for line in lines if _TELLING.search(line)]
-    line = next(iter((errors or lines)[-1:]), "")
+    passes = [line for line in lines if _PASS.search(line)]
+    line = next(iter((errors or passes or lines)[-1:]), "")
+    if line.startswith("UNREACHABLE executed") and lines.index(line):
+        line = f"{lines[lines.index(line) - 1]} {line}"  # LLVM says why in the line before
     return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"
 
 
@@ -157,6 +164,7 @@ def _figures(kernel: Any, case: Case, target: Target) -> Figures:
         instructions=dict(code.instructions),
         atomics_written=len(_ATOMIC.findall(before)),
         atomics_kept=len(_ATOMIC.findall(after)),
+        atomics=code.atomics,
         loops_to_specialize=len(_ASKED.findall(before)),
         loops_specialized=len(_GIVEN.findall(after)),
     )
@@ -165,7 +173,7 @@ def _figures(kernel: Any, case: Case, target: Target) -> Figures:
 def _read(kernel: Any, target: Target) -> Code:
     try:
         if target.is_nvidia:
-            return read_cubin(kernel.asm["cubin"])
+            return read_cubin(kernel.asm["cubin"], kernel.asm["ptx"])
         return read_amdgcn(kernel.asm["amdgcn"])
     except Unreadable as error:
         raise NotCompilable(f"its code cannot be read: {error}") from error

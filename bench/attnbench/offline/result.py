@@ -32,6 +32,7 @@ class Figures(_Plain):
         instructions: how often those worth telling occur in the machine code.
         atomics_written: atomic operations in Triton's IR as the kernel was written.
         atomics_kept: those of its IR after optimisation.
+        atomics: those of its code, on global memory.
         loops_to_specialize: loops for which warp specialisation was asked.
         loops_specialized: those that are specialised in the IR.
     """
@@ -46,6 +47,7 @@ class Figures(_Plain):
     instructions: dict[str, int]
     atomics_written: int
     atomics_kept: int
+    atomics: int
     loops_to_specialize: int
     loops_specialized: int
 

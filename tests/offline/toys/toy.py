@@ -33,7 +33,10 @@ def product(A, B, C, K, M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def specialized(A, B, C, K, M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
                 ADD: tl.constexpr):  # fmt: skip
-    """The same product by TMA, its loop split over warp groups; ADD adds up within the loop."""
+    """The same product by TMA, its loop split over warp groups.
+
+    ADD counts in the loop, atomically: Triton 3.6 and 3.7 drop that in silence.
+    """
     a_desc = tl.make_tensor_descriptor(A, shape=[M, K], strides=[K, 1], block_shape=[M, BLOCK])
     b_desc = tl.make_tensor_descriptor(B, shape=[K, N], strides=[N, 1], block_shape=[BLOCK, N])
     m, n = tl.arange(0, M), tl.arange(0, N)
@@ -41,7 +44,7 @@ def specialized(A, B, C, K, M: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexp
     for start in tl.range(0, K, BLOCK, num_stages=2, warp_specialize=True):
         c_MN = tl.dot(a_desc.load([0, start]), b_desc.load([start, 0]), c_MN)
         if ADD:
-            tl.atomic_add(C + M * N + m, tl.sum(c_MN, 1), sem="relaxed")
+            tl.atomic_add(C + M * N + m, start.to(tl.float32) + m, sem="relaxed")
     tl.store(C + m[:, None] * N + n[None, :], c_MN)
 
 
