@@ -11,7 +11,6 @@ from attnbench.offline import TARGETS, Case, Compiled, Figures, check
 from attnbench.offline.binary import Unreadable, read_amdgcn, read_sass
 from attnbench.offline.case import checked_cases
 from attnbench.offline.compiling import in_a_line, telling_line
-from attnbench.profiling.occupancy import occupancy
 
 SOUND: dict[str, Any] = {
     "registers": 168, "spill_bytes": 0, "shared_bytes": 98304, "num_warps": 8,
@@ -115,8 +114,15 @@ def test_what_does_not_compile_has_no_other_fault() -> None:
 def test_occupancy_follows_the_limits_of_the_target(
     target: str, registers: int, shared_bytes: int, num_warps: int, share: float, limit: str
 ) -> None:
-    told = occupancy(registers, shared_bytes, num_warps, TARGETS[target].limits)
+    told = TARGETS[target].occupancy(registers, shared_bytes, num_warps)
     assert told == (pytest.approx(share), limit)
+
+
+def test_tensor_memory_limits_occupancy_too() -> None:
+    sm_100 = TARGETS["sm_100"]
+    assert sm_100.occupancy(64, 0, 8, tensor_memory_columns=256) == (2 * 8 / 64, "tensor memory")
+    assert sm_100.occupancy(128, 0, 8, tensor_memory_columns=128)[1] == "registers"
+    assert sm_100.occupancy(64, 0, 8, tensor_memory_columns=1024)[0] == 0
 
 
 def test_a_case_is_for_every_target_that_can_have_what_it_expects() -> None:

@@ -17,7 +17,6 @@ from attnbench.offline.binary import Code, Unreadable, read_amdgcn, read_cubin
 from attnbench.offline.case import Case
 from attnbench.offline.result import Compiled, Figures
 from attnbench.offline.targets import Target
-from attnbench.profiling.occupancy import occupancy
 
 _LOG_BYTES = 1 << 18
 _ATOMIC = re.compile(r"\b(?:tt\.(?:atomic_(?:rmw|cas)|descriptor_reduce)"
@@ -152,13 +151,14 @@ def _figures(kernel: Any, case: Case, target: Target) -> Figures:
     before = kernel.asm.get("ttir") or kernel.asm["source"]  # Gluon begins below Triton's own IR
     after = kernel.asm["ttgir"]
     about = kernel.metadata
-    share, limit = occupancy(code.registers, about.shared, about.num_warps, target.limits)
+    columns = about.tmem_size if target.tensor_memory_columns else None
+    share, limit = target.occupancy(code.registers, about.shared, about.num_warps, columns or 0)
     return Figures(
         registers=code.registers,
         spill_bytes=code.spill_bytes,
         shared_bytes=about.shared,
         num_warps=about.num_warps,
-        tensor_memory_columns=about.tmem_size if target.tensor_memory_columns else None,
+        tensor_memory_columns=columns,
         occupancy=share,
         limit=limit,
         instructions=dict(code.instructions),

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from attnbench.profiling.occupancy import Limits
+from attnbench.profiling.occupancy import Limits, occupancy
 
 KIB = 1024
 
@@ -61,6 +61,22 @@ class Target:
     def mma(self) -> tuple[str, ...]:
         """Every matrix instruction it may have."""
         return tuple(dict.fromkeys([*self.tensor_cores, *(WARP_MMA if self.is_nvidia else ())]))
+
+    def occupancy(
+        self, registers: int, shared_bytes: int, num_warps: int, tensor_memory_columns: int = 0
+    ) -> tuple[float, str]:
+        """Share of a multiprocessor's warps that can be resident, and what limits it.
+
+        Args:
+            registers: a thread.
+            shared_bytes, num_warps, tensor_memory_columns: a block.
+        """
+        found = occupancy(registers, shared_bytes, num_warps, self.limits)
+        if not tensor_memory_columns:
+            return found
+        blocks = self.tensor_memory_columns // tensor_memory_columns
+        share = blocks * num_warps * self.limits.warp_size / self.limits.threads
+        return min(found, (share, "tensor memory"))
 
     @property
     def is_nvidia(self) -> bool:

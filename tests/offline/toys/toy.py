@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
 
-from attnbench import Attention, Problem, Unsupported, register
-from attnbench.offline import Case
+from attnbench import Attention, Case, Problem, Unsupported, register
 
 POINTERS = {"A": "*bf16", "B": "*bf16", "C": "*fp32"}
 TENSOR_CORES = frozenset({"tensor_cores"})
@@ -60,6 +61,14 @@ def refusing(A, C, N: tl.constexpr):
     """Does not compile: Triton's own front end says why."""
     tl.static_assert(N < 64, "tiles of 64 are too large for this toy")
     tl.store(C + tl.arange(0, N), tl.load(A + tl.arange(0, N)).to(tl.float32))
+
+
+@gluon.jit
+def copying(A, C, N: gl.constexpr):
+    """C = A, in Gluon: layouts are the kernel's own."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    n = gl.arange(0, N, layout=layout)
+    gl.store(C + n, gl.load(A + n).to(gl.float32))
 
 
 class Fatal(dict[str, str]):
@@ -112,6 +121,7 @@ class Sound(Toy):
         yield tile("product", 128, 128, 32)
         types = {"A": "*bf16", "C": "*fp32"}
         yield Case("adding", adding, types, {"N": 256}, 4, 1, expects=frozenset({"atomics"}))
+        yield Case("copying", copying, types, {"N": 256}, 4, 1, targets=("sm_90",))
         yield split("specialized", ["warp_specialize", "tma", "tensor_cores"])
 
 
