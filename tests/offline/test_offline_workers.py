@@ -64,6 +64,7 @@ def test_kernels_are_compiled_though_the_interpreter_is_on_here(
     figures = fine.compiled.figures
     assert figures is not None
     assert figures.instructions["HGMMA"] > 0
+    assert figures.instructions["LDGSTS"] > 0  # loads of 16 bytes: pointers and K are such
     assert 0 < figures.registers <= 255
     assert figures.shared_bytes >= 2 * 64 * 32 * 2  # a buffer of A, one of B
     assert figures.num_warps == 4
@@ -88,6 +89,10 @@ def test_what_is_sound_passes_on_every_target(tmp_path: Path) -> None:
     assert specialized is not None
     assert specialized.num_warps == 12  # a producer and two consumers, of four warps each
     assert specialized.instructions["UTMALDG"] > 0
+    few = rows["few registers sm_90"].compiled.figures
+    assert few is not None
+    assert few.registers <= 80
+    assert few.spill_bytes > 0, "spills within the budget are no fault"
     for target in kinds:
         adding = rows[f"adding {target}"].compiled.figures
         assert adding is not None

@@ -119,6 +119,8 @@ class Sound(Toy):
     @classmethod
     def compile_cases(cls) -> Iterable[Case]:
         yield tile("product", 128, 128, 32)
+        yield tile("few registers", 128, 64, 32, maxnreg=80, spill_budget_bytes=512,
+                   targets=("sm_90",))  # fmt: skip
         types = {"A": "*bf16", "C": "*fp32"}
         yield Case("adding", adding, types, {"N": 256}, 4, 1, expects=frozenset({"atomics"}))
         yield Case("copying", copying, types, {"N": 256}, 4, 1, targets=("sm_90",))
