@@ -75,6 +75,17 @@ def test_kernels_are_compiled_though_the_interpreter_is_on_here(
     assert [done for done, _ in told] == [1, 2]
 
 
+def test_cases_that_cannot_be_offered_are_told_and_hinder_nobody_else(tmp_path: Path) -> None:
+    names = ("toy-broken", "toy-misnamed", "toy-short", "toy-silent", "toy-quick")
+    found, refusals = offers([contender(name) for name in names], tmp_path, TIMEOUT_S)
+    assert [offer.name for offer in found] == ["fine", "fine too", "refused"]
+    assert refusals == {
+        "toy-broken": "compile_cases(): KeyError: 'no such configuration'",
+        "toy-misnamed": "compile_cases(): case 'misnamed': unknown argument 'M'; allowed: A, C, N",
+        "toy-short": "compile_cases(): case 'short': the launch has no argument 'N'",
+    }
+
+
 @pytest.mark.slow
 def test_what_is_sound_passes_on_every_target(tmp_path: Path) -> None:
     rows = rows_of("toy-sound", tmp_path)
@@ -85,6 +96,7 @@ def test_what_is_sound_passes_on_every_target(tmp_path: Path) -> None:
         figures = rows[f"product {target}"].compiled.figures
         assert figures is not None
         assert figures.instructions[kind] > 0
+        assert rows[f"launched {target}"].compiled.figures == figures, "not as it was told"
     specialized = rows["specialized sm_90"].compiled.figures
     assert specialized is not None
     assert specialized.num_warps == 12  # a producer and two consumers, of four warps each

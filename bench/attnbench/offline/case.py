@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnbench.errors import UserError, unknown
+from attnbench.offline.launch import specialize
 from attnbench.offline.targets import EXPECTATIONS, TARGETS, Target
 
 
@@ -45,6 +46,37 @@ class Case:
     targets: tuple[str, ...] | None = None
     multiples_of_16: frozenset[str] = frozenset()
     maxnreg: int | None = None
+
+    @classmethod
+    def of_launch(
+        cls,
+        name: str,
+        kernel: Any,
+        arguments: Mapping[str, Any],
+        *,
+        num_warps: int,
+        num_stages: int,
+        expects: frozenset[str] = frozenset(),
+        spill_budget_bytes: int = 0,
+        targets: tuple[str, ...] | None = None,
+        maxnreg: int | None = None,
+    ) -> Case:
+        """The case that a launch would compile, from the very arguments it would have.
+
+        Args:
+            name, kernel, num_warps, num_stages, expects: as in the class, and so are
+                spill_budget_bytes, targets, maxnreg.
+            arguments: of the kernel, by name: tensors (best on torch's ``meta`` device, where
+                they take no memory), numbers, None, and the constexprs.
+
+        Raises:
+            UserError: an argument too many or too few, or a kernel that is interpreted.
+        """
+        found = specialize(kernel, arguments, f"case {name!r}")
+        return cls(
+            name, kernel, found.signature, found.constexprs, num_warps, num_stages, expects,
+            spill_budget_bytes, targets, found.multiples_of_16, maxnreg,
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         where = f"case {self.name!r}"

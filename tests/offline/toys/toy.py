@@ -121,6 +121,11 @@ class Sound(Toy):
         yield tile("product", 128, 128, 32)
         yield tile("few registers", 128, 64, 32, maxnreg=80, spill_budget_bytes=512,
                    targets=("sm_90",))  # fmt: skip
+        a_MK, b_KN = (torch.empty(128, 128, dtype=torch.bfloat16, device="meta") for _ in "AB")
+        arguments = {"A": a_MK, "B": b_KN, "C": a_MK.float(), "K": 128, "M": 128, "N": 128,
+                     "BLOCK": 32}  # fmt: skip
+        yield Case.of_launch("launched", product, arguments, num_warps=4, num_stages=2,
+                             expects=TENSOR_CORES)  # fmt: skip
         types = {"A": "*bf16", "C": "*fp32"}
         yield Case("adding", adding, types, {"N": 256}, 4, 1, expects=frozenset({"atomics"}))
         yield Case("copying", copying, types, {"N": 256}, 4, 1, targets=("sm_90",))
@@ -155,3 +160,22 @@ class Broken(Toy):
     @classmethod
     def compile_cases(cls) -> Iterable[Case]:
         raise KeyError("no such configuration")
+
+
+@register("toy-misnamed")
+class Misnamed(Toy):
+    """Its launch has an argument that the kernel has not."""
+
+    @classmethod
+    def compile_cases(cls) -> Iterable[Case]:
+        arguments = {"A": None, "C": None, "M": 256}
+        yield Case.of_launch("misnamed", adding, arguments, num_warps=4, num_stages=1)
+
+
+@register("toy-short")
+class Short(Toy):
+    """Its launch lacks an argument."""
+
+    @classmethod
+    def compile_cases(cls) -> Iterable[Case]:
+        yield Case.of_launch("short", adding, {"A": None, "C": None}, num_warps=4, num_stages=1)
