@@ -188,6 +188,13 @@ def test_instructions_are_counted_and_names_that_look_like_them_are_not() -> Non
     assert code.atomics == 2
 
 
+def test_of_several_functions_the_largest_counts() -> None:
+    helper = " Function helper:\n  REG:24 STACK:8 SHARED:0 LOCAL:0\n"
+    usage = USAGE.format(stack=0)
+    for text in (usage + helper, helper + usage):
+        assert read_sass(text, SASS, PTX).registers == 168
+
+
 def test_a_stack_counts_as_spilled_where_it_is_read_or_written() -> None:
     assert read_sass(USAGE.format(stack=48), SASS, PTX).spill_bytes == 0
     local = SASS + "        /*0070*/                   STL.64 [R1+0x8], R4 ;\n"

@@ -9,11 +9,11 @@ them wherever implementations are found::
     class Mine(Attention):
         @classmethod
         def compile_cases(cls):
-            yield Case(
+            q = torch.empty(1, 8, 4096, 64, dtype=torch.bfloat16, device="meta")
+            yield Case.of_launch(
                 "forward, head_dim 64",
-                kernel=forward_kernel,
-                signature={"q": "*bf16", "k": "*bf16", "v": "*bf16", "o": "*bf16", "n": "i32"},
-                constexprs={"BLOCK_M": 128, "BLOCK_N": 64, "HEAD_DIM": 64},
+                forward_kernel,
+                {"q": q, "k": q, "v": q, "o": q, "n": 4096, "BLOCK_M": 128, "HEAD_DIM": 64},
                 num_warps=8,
                 num_stages=2,
                 expects=frozenset({"tensor_cores"}),

@@ -76,13 +76,14 @@ def read_sass(usage: str, sass: str, ptx: str) -> Code:
     Raises:
         Unreadable: the usage does not tell registers and stack.
     """
-    found = re.search(r"\bREG:(\d+)\s+STACK:(\d+)", usage)
-    if found is None:
+    found = re.findall(r"\bREG:(\d+)\s+STACK:(\d+)", usage)
+    if not found:
         raise Unreadable(f"cuobjdump tells no registers: {usage.strip()[-200:]!r}")
     counts = Counter(name for name in _SASS.findall(sass) if name in _TOLD)
     # A stack frame without loads and stores is the calling convention's.
-    stack = int(found[2]) if any(counts[name] for name in _LOCAL) else 0
-    return Code(int(found[1]), stack, dict(sorted(counts.items())), len(_PTX_ATOMIC.findall(ptx)))
+    registers, stack = (max(map(int, values)) for values in zip(*found, strict=True))
+    spilled = stack if any(counts[name] for name in _LOCAL) else 0
+    return Code(registers, spilled, dict(sorted(counts.items())), len(_PTX_ATOMIC.findall(ptx)))
 
 
 def read_amdgcn(text: str) -> Code:
