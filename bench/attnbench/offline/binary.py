@@ -80,8 +80,8 @@ def read_sass(usage: str, sass: str, ptx: str) -> Code:
     if not found:
         raise Unreadable(f"cuobjdump tells no registers: {usage.strip()[-200:]!r}")
     counts = Counter(name for name in _SASS.findall(sass) if name in _TOLD)
-    # A stack frame without loads and stores is the calling convention's.
     registers, stack = (max(map(int, values)) for values in zip(*found, strict=True))
+    # A stack frame without loads and stores is the calling convention's.
     spilled = stack if any(counts[name] for name in _LOCAL) else 0
     return Code(registers, spilled, dict(sorted(counts.items())), len(_PTX_ATOMIC.findall(ptx)))
 
