@@ -108,4 +108,3 @@ def _read(kernel: Any, limits: Limits) -> Resources:
     return Resources(
         kernel.name, kernel.n_regs, kernel.n_spills, about.shared, about.num_warps, share, limit
     )
-
