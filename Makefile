@@ -1,5 +1,6 @@
 # make demo: measure this machine and render the page.   make test: run the tests.
 # make lint: ruff and mypy.   make gpu: everything, on a GPU box.   make help: this list.
+# make compile-check: compile every Triton kernel for every target; needs no GPU.
 # make instrument: prove on this machine what docs/instrument.md claims (ten quiet minutes).
 
 PYTHON ?= python3
@@ -9,10 +10,10 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format instrument gpu clean
+.PHONY: help demo test test-slow lint format compile-check instrument gpu clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 demo: $(READY)
 	@echo "==> attnbench run quick: verify and measure, then render the page"
@@ -35,6 +36,10 @@ lint: $(READY)
 format: $(READY)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+compile-check: $(READY)
+	@echo "==> every Triton kernel in every shipped configuration, compiled for GPUs that are not here"
+	@$(BIN)/attnbench compile-check --all $(ARGS)
 
 instrument: $(READY)
 	@echo "==> false verdicts, overhead, agreement with other clocks; leave the machine alone"

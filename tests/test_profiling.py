@@ -23,7 +23,8 @@ from attnbench.inputs import make_inputs
 from attnbench.measure.memory import measure_memory
 from attnbench.profiling import collect, ncu, triton_kernels
 from attnbench.profiling.folder import fresh, is_profile, profile_folder
-from attnbench.profiling.triton_kernels import Launched, Limits, occupancy, resources
+from attnbench.profiling.occupancy import Limits, occupancy
+from attnbench.profiling.triton_kernels import Launched, resources
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from attnbench.alibi import alibi_bias, alibi_slopes
     from attnbench.inputs import Inputs, make_inputs
     from attnbench.masks import Mask, parse_mask
+    from attnbench.offline import Case
     from attnbench.plugin import Attention, ForwardBackward, Unsupported, register
     from attnbench.problem import Problem
 
 __all__ = [
     "Attention",
+    "Case",
     "ForwardBackward",
     "Inputs",
     "Mask",
@@ -45,6 +47,7 @@ _HOMES = {
     "make_inputs": "inputs",
     "alibi_bias": "alibi",
     "alibi_slopes": "alibi",
+    "Case": "offline",
 }
 
 

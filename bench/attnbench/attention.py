@@ -5,7 +5,7 @@ Third parties meet these names through ``attnbench.plugin``, which also declares
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,6 +15,8 @@ from attnbench.spec import Value
 
 if TYPE_CHECKING:
     import torch
+
+    from attnbench.offline import Case
 
 Kind = Literal["exact", "approximate"]
 Layout = Literal["BHSD", "BSHD", "packed"]
@@ -134,6 +136,15 @@ class Attention:
         None if there are none. The battery turns this knob and expects the exact answer.
         """
         return None
+
+    @classmethod
+    def compile_cases(cls) -> Iterable[Case]:
+        """Triton kernels for ``attnbench compile-check``: see :mod:`attnbench.offline`.
+
+        The most telling first: by default only the first case of each kernel and set of
+        expectations is compiled. A class without kernels of its own offers none.
+        """
+        return ()
 
     def flops(self, problem: Problem) -> int:
         """FLOPs this method needs; approximate methods override it with their formula."""

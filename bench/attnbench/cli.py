@@ -29,6 +29,7 @@ _COMMANDS = {
     "report": "render records as an HTML page, a Markdown summary and figures",
     "profile": "show where time and memory of one implementation go",
     "doctor": "show the environment and what is missing",
+    "compile-check": "compile Triton kernels for GPUs that are not here, and check what comes out",
     "compare": "what got faster, slower or worse from run to run; 0 no regression, 1 regression",
     "merge": "join record files, such as shards, into one",
     "export": "write records in the format of another tool",
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _parser().parse_args(words)
-        command = importlib.import_module(f"attnbench.commands.{arguments.command}_")
+        name = arguments.command.replace("-", "_")
+        command = importlib.import_module(f"attnbench.commands.{name}_")
         return int(command.main(arguments))
     except UserError as error:
         if "--debug" in words:
@@ -118,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     _report_arguments(made["report"])
     _profile_arguments(made["profile"])
     _doctor_arguments(made["doctor"])
+    _compile_check_arguments(made["compile-check"])
     _compare_arguments(made["compare"])
     _merge_arguments(made["merge"])
     _export_arguments(made["export"])
@@ -126,6 +129,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    _plugins(parser)
+
+
+def _plugins(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--impls-dir",
         type=Path,
@@ -230,6 +237,22 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
                         help="prove the instrument; takes about a minute")  # fmt: skip
     parser.add_argument("--results", type=Path, metavar="DIR",
                         help="where self-tests are kept; default: PROJECT/results")  # fmt: skip
+
+
+def _compile_check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("impls", nargs="*", metavar="IMPL",
+                        help="names or globs (default: all that offer kernels)")  # fmt: skip
+    _plugins(parser)
+    parser.add_argument("--target", action="append", default=[], metavar="NAME",
+                        help="sm_80, sm_89, sm_90, sm_100 or gfx942; may be repeated "
+                        "(default: all)")  # fmt: skip
+    parser.add_argument("--all", action="store_true",
+                        help="every case, not only the first of each kind")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
+    parser.add_argument("--results", type=Path, metavar="DIR",
+                        help="where the result is kept; default: PROJECT/results")  # fmt: skip
+    parser.add_argument("--timeout", type=_seconds, default=300.0, metavar="S",
+                        help="longest single compilation, in seconds")  # fmt: skip
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:

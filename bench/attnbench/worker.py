@@ -132,6 +132,18 @@ def _selftest(task: dict[str, Any], send: Send) -> None:
     selftest(task, send)
 
 
+def _list_cases(task: dict[str, Any], send: Send) -> None:
+    from attnbench.offline.workers import list_cases
+
+    list_cases(task, send)
+
+
+def _compile_case(task: dict[str, Any], send: Send) -> None:
+    from attnbench.offline.workers import compile_one
+
+    compile_one(task, send)
+
+
 _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "discover": _discover,
     "environment": _environment,
@@ -141,6 +153,8 @@ _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "ceilings": _ceilings,
     "profile": _profile,
     "selftest": _selftest,
+    "list-cases": _list_cases,
+    "compile-case": _compile_case,
 }
 
 

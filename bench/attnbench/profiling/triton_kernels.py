@@ -7,7 +7,6 @@ launches by itself.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 from collections.abc import Collection, Iterator
@@ -17,44 +16,9 @@ from typing import Any
 
 import torch
 
+from attnbench.profiling.occupancy import Limits, occupancy
+
 _LOADED = ("CompiledKernel", "StaticallyLaunchedCudaKernel")
-_REGISTER_UNIT = 256  # registers are given to a warp by so many (CUDA occupancy calculator, 7.0 on)
-_SHARED_UNIT_BYTES = 128  # shared memory to a block (8.0 on; 256 before)
-_WARP_UNIT = 4  # and warps are spread over as many schedulers
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one multiprocessor of a device has."""
-
-    threads: int
-    blocks: int
-    registers: int
-    shared_bytes: int
-    reserved_shared_bytes: int  # of each block, for the driver
-    warp_size: int = 32
-
-    @classmethod
-    def of(cls, device: torch.device) -> Limits:
-        """Of a CUDA device, as the driver tells them (CUdevice_attribute of cuda.h).
-
-        Raises:
-            OSError: the driver does not tell.
-        """
-        driver = ctypes.CDLL("libcuda.so.1")
-
-        def ask(attribute: int) -> int:
-            value = ctypes.c_int()
-            index = torch.cuda.current_device() if device.index is None else device.index
-            fault = driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, index)
-            if fault:
-                raise OSError(f"cuDeviceGetAttribute({attribute}) gives error {fault}")
-            return value.value
-
-        return cls(
-            threads=ask(39), blocks=ask(106), registers=ask(82), shared_bytes=ask(81),
-            reserved_shared_bytes=ask(111), warp_size=ask(10),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,27 +58,6 @@ class Launched:
     def note(self, metadata: Any) -> None:
         """Triton's launch hook."""
         self.handles.add(metadata.get()["function"])
-
-
-def occupancy(
-    registers: int, shared_bytes: int, num_warps: int, limits: Limits
-) -> tuple[float, str]:
-    """Share of a multiprocessor's warps that can be resident, and what limits it.
-
-    The CUDA occupancy calculator's formula: resident blocks are the least of what threads,
-    blocks, registers and shared memory allow, each in the units in which it is given out.
-    """
-    most_warps = limits.threads // limits.warp_size
-    allowed = {"threads": most_warps // num_warps, "blocks": limits.blocks}
-    if registers:
-        warp_registers = _up(registers * limits.warp_size, _REGISTER_UNIT)
-        warps = limits.registers // warp_registers // _WARP_UNIT * _WARP_UNIT
-        allowed["registers"] = warps // _up(num_warps, _WARP_UNIT)
-    block_shared = _up(shared_bytes + limits.reserved_shared_bytes, _SHARED_UNIT_BYTES)
-    if block_shared:
-        allowed["shared memory"] = limits.shared_bytes // block_shared
-    limit = min(allowed, key=lambda name: allowed[name])
-    return allowed[limit] * num_warps / most_warps, limit
 
 
 @contextmanager
@@ -165,7 +108,3 @@ def _read(kernel: Any, limits: Limits) -> Resources:
     return Resources(
         kernel.name, kernel.n_regs, kernel.n_spills, about.shared, about.num_warps, share, limit
     )
-
-
-def _up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit

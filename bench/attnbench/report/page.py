@@ -24,6 +24,7 @@ from markupsafe import Markup
 from attnbench.record import Implementation
 from attnbench.report import environments as env
 from attnbench.report import strips, tables, units
+from attnbench.report.compile_checks import COLUMNS, CheckView
 from attnbench.report.dataset import dataset, filter_values
 from attnbench.report.definition import Definition
 from attnbench.report.environments import Environment
@@ -134,6 +135,7 @@ def page(
     environments: Mapping[str, Environment],
     problems: Sequence[str],
     profiles: Sequence[Profile] = (),
+    checks: Sequence[CheckView] = (),
 ) -> str:
     """The HTML text. The same records give the same bytes."""
     bundle, script = _bundle(), _asset("page.js")
@@ -149,6 +151,8 @@ def page(
         labels=LABELS,
         problems=problems,
         profiles=profiles,
+        checks=checks,
+        check_columns=COLUMNS,
         statuses=tables.MEANINGS,
         policy=_policy(bundle, script),
         css=Markup(_asset("page.css")),

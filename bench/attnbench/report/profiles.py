@@ -28,7 +28,7 @@ def find_profiles(results: Sequence[Path], points: Iterable[Point], out: Path) -
         points: what the page shows.
         out: the page's folder.
     """
-    parents = sorted({parent for path in results for parent in _record_folders(path)})
+    parents = sorted({parent for path in results for parent in record_folders(path)})
     found: dict[Path, Profile] = {}
     for point in points:
         for parent in parents:
@@ -39,7 +39,8 @@ def find_profiles(results: Sequence[Path], points: Iterable[Point], out: Path) -
     return sorted(found.values(), key=lambda p: (p.label, p.files))
 
 
-def _record_folders(path: Path) -> list[Path]:
+def record_folders(path: Path) -> list[Path]:
+    """The folders of the record files that a path names or holds."""
     if path.is_dir():
         return [file.parent for file in path.rglob("*.jsonl")]
     return [path.parent]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnbench.report.compile_checks import find_checks
 from attnbench.report.definition import load_definition
 from attnbench.report.figures import draw_figures
 from attnbench.report.markdown import summary
@@ -67,6 +68,7 @@ def render(
             loaded.environments,
             problems,
             find_profiles(results, points, out),
+            find_checks(results),
         ),
         encoding="utf-8",
     )
