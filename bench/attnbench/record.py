@@ -110,7 +110,7 @@ class Memory(_Part):
     saved_bytes: int | None = None  # kept by the forward for the backward, output not counted
     backward_peak_bytes: int | None = None
     workspace_bytes: int | None = None  # of the peak, what is neither output nor gradient
-    reserved_bytes: int | None = None  # held by the allocator (CUDA)
+    reserved_bytes: int | None = None  # that torch's allocator took from the device (CUDA)
     foreign_bytes: int | None = None  # taken beside torch's allocator and kept (CUDA)
     resident_bytes: int | None = None  # rise of the process's high-water mark (CPU)
     method: str = ""
