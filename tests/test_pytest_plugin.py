@@ -20,12 +20,13 @@ from attnbench.errors import UserError
 from attnbench.lock import device_lock
 from attnbench.plan import Contender, Point
 from attnbench.problem import Problem
-from attnbench.pytest_run import in_pytest_words
+from attnbench.pytest_run import SMOKE, in_pytest_words
 from attnbench.pytest_suite import Playback, item_id, parameters
 from attnbench.record import Record
 from attnbench.registry import Entry, Source
 from attnbench.settings import PRESETS
 from attnbench.store import load
+from attnbench.suite import load_suite
 
 # The user's own tests have their own naming; and a warning of ours would be an error.
 INI = """
@@ -334,6 +335,13 @@ def test_disabled_benchmarks_are_verified_and_leave_no_record(project: Path) -> 
     assert "Median" not in ran.text
     assert not (project / "results").exists()
     assert "left 16" in (project / "calls.txt").read_text().splitlines()
+
+
+def test_without_benchmarks_neither_energy_nor_ceilings_are_measured(project: Path) -> None:
+    path = project / "suites" / "tiny.toml"
+    path.write_text(path.read_text() + "energy_s = 10\n")
+    measure = load_suite(path, SMOKE).measure
+    assert (measure.energy_s, measure.ceilings_s, measure.processes) == (0, 0, 1)
 
 
 # ---- mistakes ---------------------------------------------------------------------------------

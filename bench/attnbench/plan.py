@@ -78,7 +78,8 @@ class Plan:
         flops = group[0].problem.replace(direction="both", decode=False).flops()
         reference_s = 2 * flops / _FLOPS_A_SECOND[self.device.partition(":")[0]]
         point_s = _OVERHEAD_S + measure.warmup_cap_s + measure.max_s
-        return measure.processes * (usable * point_s + reference_s)
+        energy_s = usable * measure.energy_s  # by the first process alone
+        return measure.processes * (usable * point_s + reference_s) + energy_s
 
 
 def choose(globs: Iterable[str], entries: Sequence[Entry], where: str = "") -> list[Contender]:
