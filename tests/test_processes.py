@@ -87,7 +87,7 @@ def test_what_only_the_first_process_measured_is_kept() -> None:
     def told(level_s: float, memory: Any) -> dict[str, Any]:
         return {
             "status": "ok", "samples": part(level_s).model_dump(), "host_samples": None,
-            "memory": memory, "telemetry": {}, "wall_s": 4.0,
+            "memory": memory, "accuracy": {}, "telemetry": {}, "wall_s": 4.0,
         }  # fmt: skip
 
     held = Held(point=None, told=[told(1.0, {"peak_bytes": 7}), told(1.1, None)])  # type: ignore[arg-type]
@@ -96,6 +96,19 @@ def test_what_only_the_first_process_measured_is_kept() -> None:
     assert whole["host_samples"] is None
     assert len(whole["samples"]["times_s"]) == 2
     assert whole["wall_s"] == 8.0
+
+
+def test_the_largest_error_of_all_processes_counts() -> None:
+    def told(**max_abs: float) -> dict[str, Any]:
+        accuracy = {name: {"ok": True, "max_abs": error} for name, error in max_abs.items()}
+        return {
+            "status": "ok", "samples": part(1.0).model_dump(), "accuracy": accuracy,
+            "telemetry": {}, "wall_s": 1.0,
+        }  # fmt: skip
+
+    held = Held(point=None, told=[told(out=1e-6, dq=3e-6), told(out=2e-6, dq=1e-6)])  # type: ignore[arg-type]
+    errors = {name: a["max_abs"] for name, a in held.joined()["accuracy"].items()}
+    assert errors == {"out": 2e-6, "dq": 3e-6}
 
 
 # ---- through the runner ------------------------------------------------------------------

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from attnbench import ratio
+from attnbench.conditions import figure
 from attnbench.gate import KernelChange, Regression, kernel_change, regressions
 from attnbench.matching import Pair, differences, how, match
 from attnbench.ratio import Evidence, Ratio, RunScatter
@@ -308,10 +309,8 @@ def _cycles(point: Compared) -> str:
 
 def _clock_mhz(record: Record) -> float | None:
     """The median SM clock while the point was measured, where telemetry tells."""
-    value: object = record.telemetry
-    for key in ("signals", "sm_clock_mhz", "median"):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, (int, float)) and value > 0 else None
+    value = figure(record.telemetry, "sm_clock_mhz", "median")
+    return value if value is not None and value > 0 else None
 
 
 def _gravity(point: Compared) -> tuple[float, ...]:

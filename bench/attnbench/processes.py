@@ -8,11 +8,11 @@ take samples, and verify again what they timed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnbench.conditions import gravest
+from attnbench import conditions
 from attnbench.plan import Point
 from attnbench.record import Samples
 from attnbench.stats import process_interval
@@ -32,9 +32,19 @@ class Held:
             if whole.get(name) is not None:
                 parts = [Samples.model_validate(told[name]) for told in self.told]
                 whole[name] = join(parts).model_dump()
-        whole["telemetry"] = gravest([told["telemetry"] for told in self.told])
+        whole["telemetry"] = conditions.joined([told["telemetry"] for told in self.told])
+        whole["accuracy"] = _worst([told["accuracy"] for told in self.told])
         whole["wall_s"] = sum(told["wall_s"] for told in self.told)
         return whole
+
+
+def _worst(accuracies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Per tensor, the largest error that any process saw."""
+    names = dict.fromkeys(name for told in accuracies for name in told)
+    return {
+        name: max((t[name] for t in accuracies if name in t), key=lambda a: a["max_abs"] or 0.0)
+        for name in names
+    }
 
 
 def join(parts: Sequence[Samples]) -> Samples:

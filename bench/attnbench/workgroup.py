@@ -346,8 +346,8 @@ def _tidy() -> None:
 def _worse(
     before: dict[str, TensorAccuracy], after: dict[str, TensorAccuracy]
 ) -> dict[str, TensorAccuracy]:
-    """Per tensor, the larger of the two errors that were seen."""
+    """Per tensor, the larger of the two errors that were seen; the one where one was."""
     return {
-        name: max(accuracy, after[name], key=lambda a: a.max_abs or 0.0)
-        for name, accuracy in before.items()
+        name: max(before.get(name, accuracy), accuracy, key=lambda a: a.max_abs or 0.0)
+        for name, accuracy in after.items()
     }
