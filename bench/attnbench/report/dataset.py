@@ -17,8 +17,8 @@ from attnbench.stats import Interval
 
 _FIRST_FILTERS = ("direction", "dtype", "mask")
 _TEXTS = (
-    "time", "rate", "speedup", "roofline", "energy", "memory", "memory_parts", "memory_note",
-    "error",
+    "time", "host_time", "how", "rate", "speedup", "roofline", "energy", "memory",
+    "memory_parts", "memory_note", "error",
 )  # fmt: skip
 
 
