@@ -16,7 +16,8 @@ from attnbench.conditions import (
 )
 from attnbench.limits import highest_clock
 from attnbench.measure.telemetry import Sampler
-from attnbench.measure.telemetry_summary import Sample, strip, summarise
+from attnbench.measure.telemetry_strip import strip
+from attnbench.measure.telemetry_summary import Sample, summarise
 from attnbench.record import Record
 
 

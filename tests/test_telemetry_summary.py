@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from attnbench.measure.telemetry_summary import Sample, strip, summarise
+from attnbench.measure.telemetry_strip import strip
+from attnbench.measure.telemetry_summary import Sample, summarise
 
 T0, T1 = 100.0, 110.0
 

@@ -27,7 +27,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from attnbench.measure.telemetry_summary import Sample, is_hot, strip, summarise
+from attnbench.measure.telemetry_strip import strip
+from attnbench.measure.telemetry_summary import Sample, is_hot, summarise
 
 RATE_HZ = 10.0
 _HISTORY_S = 3600.0  # kept; older samples are forgotten
@@ -97,7 +98,7 @@ class Sampler:
         return summarise(self.samples(t0 - _BEFORE_S), t0, t1, self.device, self._reasons())
 
     def strip(self, t0: float, t1: float, points: int = 60) -> dict[str, Any]:
-        """A thinned series to draw; see :func:`telemetry_summary.strip`."""
+        """A thinned series to draw; see :func:`telemetry_strip.strip`."""
         return strip(self.samples(t0), t0, t1, points)
 
     def wait_for(self, t: float, limit_s: float = 1.0) -> None:
