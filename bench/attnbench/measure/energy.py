@@ -9,14 +9,8 @@ from typing import Any
 
 import torch
 
-from attnbench.measure.power import (
-    Absent,
-    Call,
-    Meter,
-    energy_per_call,
-    idle_power,
-    meter_for,
-)
+from attnbench.measure.energy_counters import Absent, Meter, meter_for
+from attnbench.measure.power import LEAST_PERIODS, Call, energy_per_call, idle_power
 from attnbench.stats import Interval
 
 _LOOPS = 5
@@ -43,6 +37,8 @@ class EnergyMeter:
 
         The first call also waits for the device's idle power.
         """
+        if (told := self._too_short()) is not None:
+            return {"energy_absent": told}
         if self._idle_w is None:
             self._synchronize()
             self._idle_w = idle_power(self._meter)
@@ -58,6 +54,15 @@ class EnergyMeter:
         if isinstance(energy, Absent):
             return {"energy_absent": energy.reason}
         return {"energy": energy.to_json()}
+
+    def _too_short(self) -> str | None:
+        """Why the time is too short for the meter to tell anything, if it is."""
+        if isinstance(self._meter, Absent):
+            return None
+        least_s = _LOOPS * LEAST_PERIODS * self._meter.period_s
+        if self._seconds >= least_s:
+            return None
+        return f"energy_s = {self._seconds:g}: {self._meter.name} needs {least_s:g} s or more"
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
