@@ -8,13 +8,13 @@ take samples, and verify again what they timed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from attnbench import conditions
 from attnbench.plan import Point
-from attnbench.record import Samples
+from attnbench.record import Samples, TensorAccuracy, worst
 from attnbench.stats import process_interval
 
 
@@ -33,18 +33,16 @@ class Held:
                 parts = [Samples.model_validate(told[name]) for told in self.told]
                 whole[name] = join(parts).model_dump()
         whole["telemetry"] = conditions.joined([told["telemetry"] for told in self.told])
-        whole["accuracy"] = _worst([told["accuracy"] for told in self.told])
+        whole["accuracy"] = self._accuracy()
         whole["wall_s"] = sum(told["wall_s"] for told in self.told)
         return whole
 
-
-def _worst(accuracies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Per tensor, the largest error that any process saw."""
-    names = dict.fromkeys(name for told in accuracies for name in told)
-    return {
-        name: max((t[name] for t in accuracies if name in t), key=lambda a: a["max_abs"] or 0.0)
-        for name in names
-    }
+    def _accuracy(self) -> dict[str, Any]:
+        seen = [
+            {name: TensorAccuracy.model_validate(a) for name, a in told["accuracy"].items()}
+            for told in self.told
+        ]
+        return {name: a.model_dump() for name, a in worst(seen).items()}
 
 
 def join(parts: Sequence[Samples]) -> Samples:

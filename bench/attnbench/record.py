@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -228,6 +228,15 @@ def point_id(
     """
     text = json.dumps([problem_id, spec, source_sha256, machine_id, seed])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def worst(seen: Iterable[Mapping[str, TensorAccuracy]]) -> dict[str, TensorAccuracy]:
+    """By tensor, the accuracy with the largest error (``max_abs``) of all that were seen."""
+    found: dict[str, TensorAccuracy] = {}
+    for accuracies in seen:
+        for name, accuracy in accuracies.items():
+            found[name] = max(found.get(name, accuracy), accuracy, key=lambda a: a.max_abs or 0.0)
+    return found
 
 
 def finite(value: float | None) -> float | None:

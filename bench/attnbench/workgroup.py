@@ -32,7 +32,7 @@ from attnbench.measure.kernels import what_ran
 from attnbench.measure.memory import measure_memory
 from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.problem import Problem
-from attnbench.record import Samples, TensorAccuracy
+from attnbench.record import Samples, TensorAccuracy, worst
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
 from attnbench.watch.surprise import Surprise
 from attnbench.watch.watcher import Watch
@@ -159,7 +159,7 @@ class Group:
         contender, own = self._ready[key], taken[key]
         self._step(key, "check again")
         again = self._judge(contender, seed, inputs)
-        contender.accuracy = _worse(contender.accuracy, again)
+        contender.accuracy = worst([contender.accuracy, again])
         assert own.timer is not None
         if (fault := own.timer.fault()) is not None:
             raise Failed("incorrect", f"what was timed ({own.timer.method}): {fault}")
@@ -341,13 +341,3 @@ def _tidy() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def _worse(
-    before: dict[str, TensorAccuracy], after: dict[str, TensorAccuracy]
-) -> dict[str, TensorAccuracy]:
-    """Per tensor, the larger of the two errors that were seen; the one where one was."""
-    return {
-        name: max(before.get(name, accuracy), accuracy, key=lambda a: a.max_abs or 0.0)
-        for name, accuracy in after.items()
-    }
