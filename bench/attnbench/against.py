@@ -248,7 +248,7 @@ def _records(file: Path, ids: Collection[str]) -> dict[tuple[str, str], Record]:
     if not file.exists():
         return {}
     records = (r for r in store.load([file]).records if r.id in ids)
-    return {(r.problem_id, r.implementation.spec): r for r in records}
+    return {r.point: r for r in records}
 
 
 def _done(

@@ -211,6 +211,11 @@ class Record(_Part):
             raise ValueError(f"status {self.status} needs a reason")
         return self
 
+    @property
+    def point(self) -> tuple[str, str]:
+        """Problem and implementation with its options: the same in every run, wherever."""
+        return self.problem_id, self.implementation.spec
+
     def to_line(self) -> str:
         """One line of strict JSON (no NaN) fit for UTF-8, newline included."""
         data = self.model_dump(mode="json")

@@ -101,12 +101,6 @@ class Sampler:
         """A thinned series to draw; see :func:`telemetry_strip.strip`."""
         return strip(self.samples(t0), t0, t1, points)
 
-    def wait_for(self, t: float, limit_s: float = 1.0) -> None:
-        """Wait until a sample was taken at ``t`` or later, but not for long."""
-        end = time.monotonic() + limit_s
-        while not self.samples(t) and time.monotonic() < end and self._process.poll() is None:
-            time.sleep(_POLL_S / 10)
-
     def until_cool(self, limit_s: float = 60.0) -> float:
         """Wait until the GPU has cooled down after throttling, but not for ever.
 
