@@ -20,6 +20,7 @@ import torch
 
 from attnbench import registry
 from attnbench.attention import Attention
+from attnbench.device import synchronize
 from attnbench.execution import Execution
 from attnbench.failure import Failed, classify
 from attnbench.guard import Guard
@@ -114,7 +115,7 @@ class Group:
         contender.execution.load(inputs)
         contender.watch.loaded()
         contender.execution.step()
-        self._synchronize()
+        synchronize(self.device)
         if self._process == 0:
             judging = time.perf_counter()
             contender.accuracy = self._judge(contender, self.seed, inputs)
@@ -318,10 +319,6 @@ class Group:
             accuracy={name: a.model_dump() for name, a in contender.accuracy.items()},
             wall_s=self._phase_s(contender.key) + contender.sampled_s,
         )
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def measure(task: dict[str, Any], send: Send) -> None:

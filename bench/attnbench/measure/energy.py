@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from attnbench.device import nvml_uuid, synchronize
 from attnbench.measure.energy_counters import Absent, Meter, meter_for
 from attnbench.measure.power import LEAST_PERIODS, Call, energy_per_call, idle_power
 from attnbench.stats import Interval
@@ -29,7 +30,7 @@ class EnergyMeter:
         self, device: torch.device, seconds: float, meter: Meter | Absent | None = None
     ) -> None:
         self._device, self._seconds = device, seconds
-        self._meter = meter_for(str(device), _gpu_uuid(device)) if meter is None else meter
+        self._meter = meter_for(str(device), nvml_uuid(device)) if meter is None else meter
         self._idle_w: Interval | Absent | None = None
 
     def measure(self, call: Call) -> dict[str, Any]:
@@ -40,11 +41,11 @@ class EnergyMeter:
         if (told := self._too_short()) is not None:
             return {"energy_absent": told}
         if self._idle_w is None:
-            self._synchronize()
+            synchronize(self._device)
             self._idle_w = idle_power(self._meter)
         energy = energy_per_call(
             call,
-            self._synchronize,
+            lambda: synchronize(self._device),
             self._meter,
             self._idle_w,
             seconds=self._seconds / _LOOPS,
@@ -63,14 +64,3 @@ class EnergyMeter:
         if self._seconds >= least_s:
             return None
         return f"energy_s = {self._seconds:g}: {self._meter.name} needs {least_s:g} s or more"
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-
-def _gpu_uuid(device: torch.device) -> str | None:
-    """As NVML writes it."""
-    if device.type != "cuda":
-        return None
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
