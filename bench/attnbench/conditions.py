@@ -83,7 +83,8 @@ def joined(telemetries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     the signals are of all, as the point's time is: the clock of one process says nothing
     about the time of another.
     """
-    told = dict(min(telemetries, key=lambda t: (rank(t.get("verdict")), -_harm(t))))
+    gravest = min(telemetries, key=lambda t: (rank(t.get("verdict")), -_harm(t)))
+    told = dict(gravest)
     if len(telemetries) == 1:
         return told
     found: dict[str, list[Mapping[str, float]]] = {}
