@@ -96,7 +96,7 @@ def _of_revision(work: _Work) -> int:
         if arguments.dry_run:
             run_.print_points(work.console, plan)
             return 0
-        if _measure_both(work, plan, files, work.command(brought.label)):
+        if _measure_both(work, plan, files, work.command(brought.revision)):
             return _stopped(work)
     base, new = (run_of(file, plan.ids) for file in files)
     return _end(work, base, new)
