@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from attnbench.device import synchronize
 from attnbench.execution import Execution
 from attnbench.failure import Failed
 from attnbench.watch import building, lingering, poison
@@ -223,7 +222,7 @@ class Watch:
 
     def _changes_after(self, taken: Results) -> bool:
         """Whether the memory behind a wrong output is still being written."""
-        synchronize(self._device)
+        self._sync()
         until = _now() + _LATE_S
         while True:
             now = self._execution.results()
@@ -251,6 +250,10 @@ class Watch:
         poison.spoil(returned, self._execution.loaded.values())
         self._execution.forget_last()
         poison.free_blocks(returned)
+
+    def _sync(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
 def _marks(name: str, x: torch.Tensor) -> bytes:
