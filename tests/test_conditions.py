@@ -185,6 +185,14 @@ def test_others_on_the_gpu_are_shouted_about_before_anything_is_measured() -> No
     assert before_start(cast(Sampler, Machine([]))) == []
 
 
+def test_not_seeing_others_is_not_being_busy() -> None:
+    class Blind(Machine):
+        def window(self, t0: float, t1: float) -> dict[str, Any]:
+            return summarise(self.samples(), t0, t1, "cuda:0", {"gpu_others": "in a container"})
+
+    assert before_start(cast(Sampler, Blind([]))) == []
+
+
 def test_a_busy_machine_is_told_of_before_anything_is_measured() -> None:
     class Busy(Machine):
         def samples(self, since: float = 0.0) -> list[Sample]:

@@ -143,7 +143,7 @@ def test_what_cannot_be_seen_is_unknown_and_says_why_never_clean() -> None:
     assert seen([])["verdict"] == "unknown"
     found = seen(gpu([]), "cuda:0", gpu_others="in a container")
     assert found["verdict"] == "unknown"
-    assert found["notes"] == ["whether others used the GPU cannot be seen: in a container"]
+    assert found["notes"] == ["whether others are on the GPU cannot be seen: in a container"]
     assert seen(gpu([], gpu_others=[]), "cuda:0", gpu_others="not yet")["verdict"] == "clean"
 
 

@@ -250,7 +250,7 @@ def _findings(
         why = seen["absent"].get("throttle", "no sample tells it")
         findings.append(("unknown", f"whether the GPU was slowed down cannot be seen: {why}"))
     if is_gpu and "gpu_others" not in seen and (why := seen["absent"].get("gpu_others")):
-        findings.append(("unknown", f"whether others used the GPU cannot be seen: {why}"))
+        findings.append(("unknown", f"whether others are on the GPU cannot be seen: {why}"))
     if not is_gpu and "others_cores" not in seen["signals"]:
         why = seen["absent"].get("others_cores", "too few samples")
         findings.append(("unknown", f"what other processes did cannot be seen: {why}"))
