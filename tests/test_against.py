@@ -263,6 +263,22 @@ def test_an_implementation_is_found_in_the_file_where_it_was(session, tmp_path):
         ]
 
 
+def test_what_names_the_revision_again_means_something_in_every_work_tree(session, tmp_path):
+    """Two commits joined by a dash would be no revision of either."""
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        write(folder, mine=attend("mine", seconds=len(folder.name)))
+        commit(folder)
+        write(folder, mine=attend("mine"))
+    contenders = [contender_at(folder) for folder in folders]
+    with brought_out(session, contenders[:1], "HEAD") as alone:
+        assert alone.revision == alone.label == git(folders[0], "rev-parse", "HEAD")[:12]
+    with brought_out(session, contenders, "HEAD") as both:
+        assert len(both.versions) == 2
+        assert both.revision == "HEAD"
+        assert both.label == "-".join(git(f, "rev-parse", "HEAD")[:12] for f in sorted(folders))
+
+
 def contender_at(folder: Path) -> Contender:
     path = str(folder / "impls" / "mine.py")
     return Contender(Entry("mine", Source("project", "mine", path), path, 1))

@@ -127,6 +127,9 @@ def test_patched_timers_and_patched_judges_are_named(forward: Records) -> None:
     expect(forward, {
         "meddles-with-the-clock": ("error", "it changed time.perf_counter, time.perf_counter_ns"),
         "trick-cuda-event": ("error", "it changed torch.cuda.Event, torch.cuda.synchronize"),
+        "trick-event-time": (
+            "error", "it changed torch.cuda.Event.elapsed_time, torch.cuda.CUDAGraph.replay"
+        ),
         "trick-host-clock": ("error", f"{REPLACED}: HostClock.time"),
         "trick-judge": ("error", f"{REPLACED}: attnbench.workgroup.passed"),
         "trick-equal": ("error", "it changed torch.equal"),

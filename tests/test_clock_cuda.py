@@ -98,6 +98,12 @@ def test_in_a_graph_too(cuda: FakeCuda, state: Any, told: float) -> None:
     assert told_us(by) == [told] * 3
 
 
+def test_the_first_sample_of_a_warm_round_is_warm_too(cuda: FakeCuda) -> None:
+    by = timer(device_clock(cache="warm"), Kernel(cuda, 50 * US, cold_s=20 * US))
+    cuda.in_l2.clear()  # others were measured meanwhile
+    assert told_us(by) == [50.0] * 3
+
+
 def test_calls_too_short_for_events_are_timed_together_and_all_of_them_cold(
     cuda: FakeCuda,
 ) -> None:

@@ -245,6 +245,14 @@ def test_notes_name_the_side_once() -> None:
     )
 
 
+def test_a_time_taken_in_another_way_is_told() -> None:
+    graph, events = {"method": "cuda graph of events"}, {"method": "cuda events"}
+    base, new = record(rounds(), how=graph), record(rounds(seed=3), how=events)
+    assert one(base, new).notes == ("timed in another way: cuda graph of events → cuda events",)
+    assert one(base, record(rounds(seed=3), how=graph)).notes == ()
+    assert one(base, record(rounds(seed=3))).notes == (), "an older record does not say"
+
+
 def test_a_disturbed_single_process_gives_no_verdict_but_three_do() -> None:
     disturbed = {"telemetry": {"verdict": "disturbed"}}
     for processes, verdict in ((1, "INCONCLUSIVE"), (3, "SLOWER")):

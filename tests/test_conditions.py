@@ -6,9 +6,18 @@ from typing import Any, cast
 
 import pytest
 
-from attnbench.conditions import MOST_REPEATS, Conditions, before_start, closing_lines
+from attnbench.conditions import (
+    MOST_REPEATS,
+    Conditions,
+    before_start,
+    closing_lines,
+    figure,
+    joined,
+)
+from attnbench.limits import highest_clock
 from attnbench.measure.telemetry import Sampler
-from attnbench.measure.telemetry_summary import Sample, strip, summarise
+from attnbench.measure.telemetry_strip import strip
+from attnbench.measure.telemetry_summary import Sample, summarise
 from attnbench.record import Record
 
 
@@ -111,6 +120,61 @@ def test_contenders_timed_together_have_the_same_telemetry() -> None:
     assert watch.look() is first
 
 
+# ---- of several processes ----------------------------------------------------------------
+
+
+def timing(verdict: str, clock_mhz: float, **more: Any) -> dict[str, Any]:
+    clock = {"min": clock_mhz - 10, "median": clock_mhz, "max": clock_mhz + 10, "mean": clock_mhz}
+    return {
+        "verdict": verdict, "notes": [verdict], "signals": {"sm_clock_mhz": clock},
+        "strip": {"t_s": [clock_mhz]}, **more,
+    }  # fmt: skip
+
+
+def test_the_gravest_process_gives_the_verdict_and_all_of_them_the_figures() -> None:
+    power = {"power_w": {"min": 300.0, "median": 400.0, "max": 500.0, "mean": 410.0}}
+    cool, hot, last = (
+        timing("clean", 1900),
+        timing("throttled", 900, repeats=2),
+        timing("clean", 1800),
+    )
+    last["signals"] |= power
+    told = joined([cool, hot, last])
+    assert (told["verdict"], told["notes"], told["strip"]) == (
+        "throttled", ["throttled"], {"t_s": [900]},
+    )  # fmt: skip
+    assert told["signals"]["sm_clock_mhz"] == {
+        "min": 890, "median": 1800, "max": 1910, "mean": pytest.approx(4600 / 3),
+    }  # fmt: skip
+    assert told["signals"]["power_w"] == power["power_w"]
+    assert hot["signals"]["sm_clock_mhz"]["max"] == 910, "what was told stays as it is"
+
+
+def test_repeats_are_not_lost_with_a_process_that_was_quiet_in_the_end() -> None:
+    told = joined([timing("disturbed", 1900), timing("clean", 1900, repeats=1, cooled_s=12.0)])
+    assert (told["verdict"], told["repeats"], told["cooled_s"]) == ("disturbed", 1, 12.0)
+
+
+def test_one_process_has_its_own_telemetry_and_none_has_none() -> None:
+    assert joined([timing("clean", 1900)]) == timing("clean", 1900)
+    assert joined([{}, {}]) == {}
+
+
+@pytest.mark.parametrize(
+    "telemetry",
+    [{}, {"signals": []}, {"signals": {"sm_clock_mhz": 3}},
+     {"signals": {"sm_clock_mhz": {"max": "fast"}}}, {"signals": {"sm_clock_mhz": {"max": True}}}],
+)  # fmt: skip
+def test_what_has_not_the_shape_of_a_figure_is_none(telemetry: dict[str, Any]) -> None:
+    assert figure(telemetry, "sm_clock_mhz", "max") is None
+    assert highest_clock(telemetry) is None
+
+
+def test_a_figure_is_found_by_signal_and_name() -> None:
+    assert figure(timing("clean", 1900), "sm_clock_mhz", "median") == 1900.0
+    assert highest_clock(timing("clean", 1900)) == 1910.0
+
+
 # ---- before ------------------------------------------------------------------------------
 
 
@@ -119,6 +183,14 @@ def test_others_on_the_gpu_are_shouted_about_before_anything_is_measured() -> No
     (line,) = before_start(cast(Sampler, Machine([], gpu_others=[other])))
     assert line.startswith("OTHER PROCESSES ARE ON THE GPU: train (pid 77, 3.0 GiB)")
     assert before_start(cast(Sampler, Machine([]))) == []
+
+
+def test_not_seeing_others_is_not_being_busy() -> None:
+    class Blind(Machine):
+        def window(self, t0: float, t1: float) -> dict[str, Any]:
+            return summarise(self.samples(), t0, t1, "cuda:0", {"gpu_others": "in a container"})
+
+    assert before_start(cast(Sampler, Blind([]))) == []
 
 
 def test_a_busy_machine_is_told_of_before_anything_is_measured() -> None:
@@ -160,6 +232,16 @@ def test_quiet_points_failed_points_and_old_records_without_telemetry_say_nothin
     old = Record.model_construct(status="ok", telemetry={})
     assert closing_lines([old, record(), record("error", "disturbed", 1.0)]) == []
     assert closing_lines([]) == []
+
+
+def test_what_could_not_be_seen_is_told_with_the_reason() -> None:
+    blind = Record.model_construct(
+        status="ok",
+        telemetry={"verdict": "unknown", "notes": ["what other processes did cannot be seen: why"]},
+    )
+    assert closing_lines([record(), blind, blind]) == [
+        "2 of 3 points may have been disturbed: what other processes did cannot be seen: why"
+    ]
 
 
 @pytest.mark.parametrize("verdict", ["throttled", "power-capped"])

@@ -184,6 +184,23 @@ def test_a_points_id_changes_with_source_options_machine_and_seed(suite: Suite) 
     assert len(set(seen)) == len(seen)
 
 
+def test_loops_for_energy_take_time_too_but_in_one_process_only(suite: Suite) -> None:
+    def estimated_s(*overrides: str) -> float:
+        asked = load_suite(suite.path, ["measure.processes=3", *overrides])
+        return make_plan(asked, choose(["naive"], ENTRIES), "cpu", "m").estimated_s()
+
+    more_s = estimated_s("measure.energy_s=10") - estimated_s()
+    assert more_s == pytest.approx(10 * len(suite.problems))
+
+
+def test_fresh_processes_take_time_to_start(suite: Suite) -> None:
+    def estimated_s(processes: int) -> float:
+        asked = load_suite(suite.path, [f"measure.processes={processes}"])
+        return make_plan(asked, choose(["naive"], ENTRIES), "cpu", "m").estimated_s()
+
+    assert estimated_s(3) >= 3 * estimated_s(1) + 3 * len(suite.problems)
+
+
 def test_only_implementations_that_can_be_used_take_time(suite: Suite) -> None:
     usable, absent = choose(["naive"], ENTRIES), choose(["absent"], ENTRIES)
     both = make_plan(suite, [*usable, *absent], "cpu", "m").estimated_s()

@@ -7,18 +7,14 @@ from typing import Any
 
 import pytest
 
-from attnbench.measure.power import (
+from attnbench.measure.energy_counters import (
     Absent,
-    Energy,
     MeterFault,
     NvmlMeter,
     RaplMeter,
-    Time,
-    energy_per_call,
-    idle_power,
-    joules_per_token,
     meter_for,
 )
+from attnbench.measure.power import Energy, Time, energy_per_call, idle_power, joules_per_token
 from attnbench.problem import Problem
 from attnbench.record import Energy as Recorded
 from attnbench.stats import Interval

@@ -19,6 +19,7 @@ from attnbench.session import open_session
 from attnbench.stats import median_interval, process_interval
 from attnbench.suite import load_suite
 
+PRECISION = 0.01
 LATE = """
 import os
 from pathlib import Path
@@ -49,12 +50,12 @@ def part(level_s: float, **changes: Any) -> Samples:
 
 
 def test_one_process_is_what_it_was() -> None:
-    assert join([part(1.0)]) == part(1.0)
+    assert join([part(1.0)], PRECISION) == part(1.0)
 
 
 def test_samples_are_kept_by_process_and_the_interval_is_over_processes() -> None:
     parts = [part(1.0), part(1.02), part(1.05)]
-    whole = join(parts)
+    whole = join(parts, PRECISION)
     assert whole.times_s == [p.times_s[0] for p in parts]
     assert (whole.median_s, whole.low_s, whole.high_s) == (
         (i := process_interval(whole.times_s)).median, i.low, i.high,
@@ -66,19 +67,26 @@ def test_samples_are_kept_by_process_and_the_interval_is_over_processes() -> Non
 
 @pytest.mark.parametrize("name", ["converged", "steady"])
 def test_one_process_that_was_not_sure_makes_the_whole_not_sure(name: str) -> None:
-    whole = join([part(1.0), part(1.0, **{name: False}), part(1.0)])
+    whole = join([part(1.0), part(1.0, **{name: False}), part(1.0)], PRECISION)
     assert getattr(whole, name) is False
-    assert getattr(join([part(1.0)] * 3), name) is True
+    assert getattr(join([part(1.0)] * 3, PRECISION), name) is True
+
+
+def test_processes_that_are_each_sure_but_disagree_are_not_sure_together() -> None:
+    whole = join([part(1.0), part(1.02), part(1.05)], PRECISION)
+    assert (whole.high_s - whole.low_s) / 2 / whole.median_s > PRECISION
+    assert not whole.converged
+    assert join([part(1.0), part(1.0001), part(1.0002)], PRECISION).converged
 
 
 def test_without_warm_up_nothing_is_said_of_steadiness() -> None:
-    assert join([part(1.0, steady=None)] * 2).steady is None
+    assert join([part(1.0, steady=None)] * 2, PRECISION).steady is None
 
 
 def test_another_method_in_a_later_process_is_told() -> None:
     graph = part(1.0, method="cuda graph of events")
     eager = part(1.0, method="cuda events", fallback="a CUDA graph was wanted, but no")
-    whole = join([graph, eager, graph])
+    whole = join([graph, eager, graph], PRECISION)
     assert whole.method == "cuda graph of events or cuda events"
     assert whole.fallback == "a CUDA graph was wanted, but no"
 
@@ -87,15 +95,28 @@ def test_what_only_the_first_process_measured_is_kept() -> None:
     def told(level_s: float, memory: Any) -> dict[str, Any]:
         return {
             "status": "ok", "samples": part(level_s).model_dump(), "host_samples": None,
-            "memory": memory, "telemetry": {}, "wall_s": 4.0,
+            "memory": memory, "accuracy": {}, "telemetry": {}, "wall_s": 4.0,
         }  # fmt: skip
 
     held = Held(point=None, told=[told(1.0, {"peak_bytes": 7}), told(1.1, None)])  # type: ignore[arg-type]
-    whole = held.joined()
+    whole = held.joined(PRECISION)
     assert whole["memory"] == {"peak_bytes": 7}
     assert whole["host_samples"] is None
     assert len(whole["samples"]["times_s"]) == 2
     assert whole["wall_s"] == 8.0
+
+
+def test_the_largest_error_of_all_processes_counts() -> None:
+    def told(**max_abs: float) -> dict[str, Any]:
+        accuracy = {name: {"ok": True, "max_abs": error} for name, error in max_abs.items()}
+        return {
+            "status": "ok", "samples": part(1.0).model_dump(), "accuracy": accuracy,
+            "telemetry": {}, "wall_s": 1.0,
+        }  # fmt: skip
+
+    held = Held(point=None, told=[told(out=1e-6, dq=3e-6), told(out=2e-6, dq=1e-6)])  # type: ignore[arg-type]
+    errors = {name: a["max_abs"] for name, a in held.joined(PRECISION)["accuracy"].items()}
+    assert errors == {"out": 2e-6, "dq": 3e-6}
 
 
 # ---- through the runner ------------------------------------------------------------------

@@ -17,15 +17,18 @@ from typing import Any
 import pytest
 
 from attnbench.errors import UserError
+from attnbench.export import export
+from attnbench.export.pytest_fields import parameters
 from attnbench.lock import device_lock
 from attnbench.plan import Contender, Point
 from attnbench.problem import Problem
-from attnbench.pytest_run import in_pytest_words
-from attnbench.pytest_suite import Playback, item_id, parameters
+from attnbench.pytest_run import SMOKE, in_pytest_words
+from attnbench.pytest_suite import Playback, item_id
 from attnbench.record import Record
 from attnbench.registry import Entry, Source
 from attnbench.settings import PRESETS
 from attnbench.store import load
+from attnbench.suite import load_suite
 
 # The user's own tests have their own naming; and a warning of ours would be an error.
 INI = """
@@ -201,13 +204,27 @@ def test_the_json_tells_parameters_interval_error_memory_and_machine(
         told = bench["extra_info"]
         assert told["samples"]["low_s"] == record.samples.low_s
         assert told["samples"]["high_s"] == record.samples.high_s
-        assert sum(told["samples"]["per_round"]) == bench["stats"]["rounds"]
+        assert sum(map(sum, told["samples"]["per_round"])) == bench["stats"]["rounds"]
         assert told["accuracy"]["out"]["max_abs"] == record.accuracy["out"].max_abs
         assert told["memory"]["peak_bytes"] == record.memory.peak_bytes
         assert told["flops"] == Problem.from_json(record.problem).flops()
     machine = report["machine_info"]["attnbench"]
     assert machine["hardware"]["device"] == "cpu"
     assert machine["software"]["torch"]
+
+
+def test_an_export_of_the_records_says_the_same_as_the_run(
+    measured: tuple[Path, Ran], report: dict[str, Any]
+) -> None:
+    (file,) = (measured[0] / "results").rglob("*.jsonl")
+    exported = {
+        b["fullname"]: b for b in json.loads(export("pytest-benchmark", [file]).data)["benchmarks"]
+    }
+    assert exported.keys() == {b["fullname"] for b in report["benchmarks"]}
+    for bench in report["benchmarks"]:
+        other = exported[bench["fullname"]]
+        for field in ("name", "group", "params", "extra_info"):
+            assert other[field] == bench[field], field
 
 
 def test_a_wrong_answer_fails_with_the_error_figures_and_no_traceback(
@@ -334,6 +351,13 @@ def test_disabled_benchmarks_are_verified_and_leave_no_record(project: Path) -> 
     assert "Median" not in ran.text
     assert not (project / "results").exists()
     assert "left 16" in (project / "calls.txt").read_text().splitlines()
+
+
+def test_without_benchmarks_neither_energy_nor_ceilings_are_measured(project: Path) -> None:
+    path = project / "suites" / "tiny.toml"
+    path.write_text(path.read_text() + "energy_s = 10\n")
+    measure = load_suite(path, SMOKE).measure
+    assert (measure.energy_s, measure.ceilings_s, measure.processes) == (0, 0, 1)
 
 
 # ---- mistakes ---------------------------------------------------------------------------------
@@ -519,7 +543,7 @@ def test_ids_tell_all_points_apart_and_hold_what_k_can_select() -> None:
 def test_parameters_that_stand_for_two_numbers_tell_both(measured: tuple[Path, Ran]) -> None:
     record = records_in(measured[0])[0][0]
     problem = Problem.of(heads_q=8, heads_kv=2, seqlen_q=1, seqlen_k=64)
-    told = parameters(record.model_copy(update={"problem": problem.to_json()}), problem)
+    told = parameters(record.model_copy(update={"problem": problem.to_json()}))
     assert (told["heads"], told["seqlen"], told["d_model"]) == ("8x2", "1x64", 512)
     assert (told["heads_kv"], told["seqlen_k"], told["mask"]) == (2, 64, "full")
 

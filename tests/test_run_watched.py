@@ -12,7 +12,7 @@ import pytest
 from helpers import HEALTHY, attnbench, write_suite
 
 from attnbench.conditions import MOST_REPEATS
-from attnbench.measure.power import Absent, meter_for
+from attnbench.measure.energy_counters import Absent, meter_for
 from attnbench.measure.sight import telemetry_sight
 from attnbench.measure.telemetry import Sampler
 from attnbench.record import Record

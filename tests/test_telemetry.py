@@ -51,13 +51,6 @@ def test_samples_since_a_time_are_those_and_no_others(sampler: Sampler) -> None:
     assert [s.t for s in since[:10]] == [s.t for s in every[10:20]]
 
 
-def test_it_waits_for_a_look_after_a_time_but_not_for_ever(sampler: Sampler) -> None:
-    now = time.monotonic()
-    sampler.wait_for(now, limit_s=30)
-    assert sampler.samples(now)
-    sampler.wait_for(now + 1e6, limit_s=0.05)
-
-
 def test_its_death_is_told_and_costs_nothing_else() -> None:
     with Sampler("cpu", rate_hz=50.0) as sampler:
         wait_for_samples(sampler, 3)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from attnbench.measure.telemetry_cpu import CpuProbe, core_list
+from attnbench.measure.kernel_files import core_list
+from attnbench.measure.telemetry_cpu import CpuProbe
 
 HZ = 100
 WORKER = 500

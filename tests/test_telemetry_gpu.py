@@ -138,19 +138,20 @@ def test_one_that_only_holds_memory_has_a_share_of_zero_and_an_unknown_share_is_
 
 def test_alone_is_told_as_nobody_and_in_a_container_it_cannot_be_told(tmp_path: Path) -> None:
     assert probe_of(Nvml(processes={MINE: 1}), tmp_path).others == []
-    assert probe_of(Nvml(), tmp_path).others == []
-    hidden = probe_of(Nvml(processes={99999: 1}), tmp_path)  # pids of another namespace
-    assert hidden.others is None
-    assert "container" in hidden.absent["gpu_others"]
+    for hidden in ({99999: 1}, {}):  # pids of another namespace, or none at all
+        probe = probe_of(Nvml(processes=hidden), tmp_path)
+        assert probe.others is None
+        assert "container" in probe.absent["gpu_others"]
     (tmp_path / "proc/self/ns").mkdir(parents=True)
     os.symlink("pid:[4026531836]", tmp_path / "proc/self/ns/pid")
+    assert probe_of(Nvml(), tmp_path).others == []
     seen = probe_of(Nvml(processes={OTHER: 1}), tmp_path).others
     assert seen is not None
     assert [other["pid"] for other in seen] == [OTHER]
 
 
 def test_a_refused_question_costs_only_its_own_signal(tmp_path: Path) -> None:
-    nvml = Nvml(bits=0x20)
+    nvml = Nvml(bits=0x20, processes={MINE: 1})
     nvml.refused = {"nvmlDeviceGetPowerUsage"}
     probe = probe_of(nvml, tmp_path)
     assert "power_w" not in probe.gauges

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from attnbench.measure.telemetry_summary import Sample, strip, summarise
+from attnbench.measure.telemetry_strip import strip
+from attnbench.measure.telemetry_summary import Sample, summarise
 
 T0, T1 = 100.0, 110.0
 
@@ -140,6 +141,10 @@ def test_what_cannot_be_seen_is_unknown_and_says_why_never_clean() -> None:
     assert found["verdict"] == "unknown"
     assert "Driver Not Loaded" in found["notes"][0]
     assert seen([])["verdict"] == "unknown"
+    found = seen(gpu([]), "cuda:0", gpu_others="in a container")
+    assert found["verdict"] == "unknown"
+    assert found["notes"] == ["whether others are on the GPU cannot be seen: in a container"]
+    assert seen(gpu([], gpu_others=[]), "cuda:0", gpu_others="not yet")["verdict"] == "clean"
 
 
 def test_a_reason_is_kept_only_for_what_was_not_seen() -> None:

@@ -41,12 +41,14 @@ class Brought:
 
     Attributes:
         label: names the commit (of each work tree, if there are several).
+        revision: what brings it out again: the commit, or its name if there are several.
         versions: those that can be measured side by side.
         same: specs of those whose source has not changed.
         skipped: a line for each that has no earlier version to measure.
     """
 
     label: str
+    revision: str
     versions: list[Versions] = field(default_factory=list)
     same: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -76,8 +78,9 @@ def brought_out(
             skipped.append(f"{contender.spec}: comes from {source.origin}, not from a folder")
     trees = {shelf: _tree(shelf) for shelf in by_shelf}
     revisions = _resolve(revision, {tree for tree in trees.values() if tree})
-    label = "-".join(dict.fromkeys(found.short for found in revisions.values()))
-    brought = Brought(label, skipped=skipped)
+    commits = list(dict.fromkeys(found.short for found in revisions.values()))
+    again = commits[0] if len(commits) == 1 else revision
+    brought = Brought("-".join(commits), again, skipped=skipped)
     with tempfile.TemporaryDirectory(prefix="attnbench-against-") as spare:
         for number, (shelf, here) in enumerate(by_shelf.items()):
             tree = trees[shelf]
@@ -248,7 +251,7 @@ def _records(file: Path, ids: Collection[str]) -> dict[tuple[str, str], Record]:
     if not file.exists():
         return {}
     records = (r for r in store.load([file]).records if r.id in ids)
-    return {(r.problem_id, r.implementation.spec): r for r in records}
+    return {r.point: r for r in records}
 
 
 def _done(

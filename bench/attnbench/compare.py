@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from attnbench import ratio
+from attnbench.conditions import figure
 from attnbench.gate import KernelChange, Regression, kernel_change, regressions
 from attnbench.matching import Pair, differences, how, match
 from attnbench.ratio import Evidence, Ratio, RunScatter
@@ -210,6 +211,9 @@ def _notes(base: Record, new: Record) -> Iterable[str]:
     for text in dict.fromkeys([*told["BASE"], *told["NEW"]]):
         sides = [side for side, texts in told.items() if text in texts]
         yield f"{' and '.join(sides)}: {text}"
+    before, after = (record.samples.method if record.samples else "" for record in (base, new))
+    if before and after and before != after:  # a graph shortens the gaps between kernels
+        yield f"timed in another way: {before} → {after}"
 
 
 def _doubts(record: Record) -> list[str]:
@@ -308,10 +312,8 @@ def _cycles(point: Compared) -> str:
 
 def _clock_mhz(record: Record) -> float | None:
     """The median SM clock while the point was measured, where telemetry tells."""
-    value: object = record.telemetry
-    for key in ("signals", "sm_clock_mhz", "median"):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, (int, float)) and value > 0 else None
+    value = figure(record.telemetry, "sm_clock_mhz", "median")
+    return value if value is not None and value > 0 else None
 
 
 def _gravity(point: Compared) -> tuple[float, ...]:

@@ -7,8 +7,9 @@ processes did to it is noted beside the figures, and told at the end of the run.
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from attnbench.measure.telemetry import Sampler
@@ -18,6 +19,9 @@ from attnbench.record import Record
 MOST_REPEATS = 2
 _STRIP_POINTS = 24  # in each record; a page draws them a finger wide
 _SHORTEST_LOOK_S = 0.5  # less says nothing about how busy a machine is
+_OF_ALL: Mapping[str, Callable[[Iterable[float]], float]] = {
+    "min": min, "median": statistics.median, "max": max, "mean": statistics.fmean,
+}  # fmt: skip
 
 
 class Conditions:
@@ -72,9 +76,43 @@ class Conditions:
         return self._telemetry
 
 
-def gravest(telemetries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the timings of one point in several processes, the one to which most was done."""
-    return min(telemetries, key=lambda t: (rank(t.get("verdict")), -_harm(t)))
+def joined(telemetries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Telemetry of a point that was timed in several processes.
+
+    Verdict, notes and strip are those of the timing to which most was done. The figures of
+    the signals are of all, as the point's time is: the clock of one process says nothing
+    about the time of another.
+    """
+    gravest = min(telemetries, key=lambda t: (rank(t.get("verdict")), -_harm(t)))
+    told = dict(gravest)
+    if len(telemetries) == 1:
+        return told
+    found: dict[str, list[Mapping[str, float]]] = {}
+    for telemetry in telemetries:
+        for signal, figures in telemetry.get("signals", {}).items():
+            found.setdefault(signal, []).append(figures)
+    if found:
+        told["signals"] = {
+            signal: {name: of(f[name] for f in figures) for name, of in _OF_ALL.items()}
+            for signal, figures in found.items()
+        }
+    for name in ("repeats", "cooled_s"):  # of the whole group so far: the last one has all
+        if known := [t[name] for t in telemetries if name in t]:
+            told[name] = max(known)
+    return told
+
+
+def figure(telemetry: Mapping[str, Any], signal: str, name: str) -> float | None:
+    """A signal's ``min``, ``median``, ``max`` or ``mean`` in a record's telemetry.
+
+    None where it is not told, or is no number: a record may come from anywhere.
+    """
+    value: object = telemetry
+    for key in ("signals", signal, name):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value)
 
 
 def before_start(sampler: Sampler | None) -> list[str]:
@@ -101,6 +139,7 @@ def closing_lines(records: Iterable[Record]) -> list[str]:
     said = {
         "throttled": "were slowed down for heat, also when repeated",
         "disturbed": "were disturbed",
+        "unknown": "may have been disturbed",
         "power-capped": "were held down by the power limit",
     }
     lines = []
@@ -117,15 +156,13 @@ def _worst(hit: Sequence[Mapping[str, Any]]) -> str:
     notes = worst.get("notes") or []
     if not notes:
         return ""
-    return f": {notes[0]}" if len(hit) == 1 else f"; at worst {notes[0]}"
+    is_worst = len(hit) > 1 and worst["verdict"] != "unknown"
+    return f"; at worst {notes[0]}" if is_worst else f": {notes[0]}"
 
 
 def _harm(telemetry: Mapping[str, Any]) -> float:
-    signals = telemetry.get("signals") or {}
-    return float(sum(
-        (signals.get(name) or {}).get("mean") or 0.0
-        for name in ("others_cores", "steal_cores", "wait_share")
-    ))  # fmt: skip
+    names = ("others_cores", "steal_cores", "wait_share")
+    return sum(figure(telemetry, name, "mean") or 0.0 for name in names)
 
 
 def _of_repeats(repeats: int, is_still_hot: bool) -> str:

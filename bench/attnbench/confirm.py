@@ -117,12 +117,12 @@ class Rerun:
                 record = suspect.new
                 assert record is not None
                 contender = self._contender(record)
-                base = bases.get(_point(record))
+                base = bases.get(record.point)
                 group = groups.setdefault(record.problem_id, [])
                 for one in (base, contender) if base else (contender,):
                     group.append(self._planned(record, one, is_paired=base is not None))
                 if base is not None:
-                    paired.add(_point(record))
+                    paired.add(record.point)
             plan.groups = list(groups.values())
             records = self.measure(plan)
         return self._compared(suspects, records, paired)
@@ -149,7 +149,7 @@ class Rerun:
                 assert suspect.base is not None
                 both = versions.get(suspect.record.implementation.spec)
                 if both is not None and _is_source(both.base.entry, suspect.base):
-                    found[_point(suspect.record)] = both.base
+                    found[suspect.record.point] = both.base
         return found
 
     def _versions(
@@ -180,7 +180,7 @@ class Rerun:
     ) -> list[Compared]:
         """Compare again: with what was measured beside, else with what the base had."""
         beside = [r for r in records if r.implementation.revision]
-        before = [s.base for s in suspects if s.base and _point(s.base) not in paired]
+        before = [s.base for s in suspects if s.base and s.base.point not in paired]
         known = {record.environment: self.session.environment for record in records}
         comparison = compare(
             Run((*beside, *before), {**self.base.environments, **known}, ()),
@@ -188,8 +188,8 @@ class Rerun:
             threshold=self.threshold,
             across=self.across,
         )
-        found = {_point(point.record): point for point in comparison.points}
-        return [found[_point(suspect.record)] for suspect in suspects]
+        found = {point.record.point: point for point in comparison.points}
+        return [found[suspect.record.point] for suspect in suspects]
 
 
 def with_seed(suite: Suite, seed: int) -> Suite:
@@ -242,10 +242,6 @@ def _figures(again: Compared) -> str:
 def with_note(point: Compared, note: str) -> Compared:
     """The point with one thing more to know, which comes first."""
     return replace(point, notes=(note, *point.notes))
-
-
-def _point(record: Record) -> tuple[str, str]:
-    return record.problem_id, record.implementation.spec
 
 
 def _is_source(entry: Entry, record: Record) -> bool:

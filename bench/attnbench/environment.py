@@ -158,6 +158,8 @@ def _gpu(device: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """What torch and NVML say about a GPU: (identity, context)."""
     import torch
 
+    from attnbench.device import nvml_uuid
+
     properties = torch.cuda.get_device_properties(device)
     identity: dict[str, Any] = {
         "gpu": properties.name,
@@ -170,7 +172,7 @@ def _gpu(device: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
+        handle = pynvml.nvmlDeviceGetHandleByUUID(nvml_uuid(device))
     except Exception as error:
         return identity, {"nvml": f"not available: {error}"}
     context = {}

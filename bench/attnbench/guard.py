@@ -131,7 +131,11 @@ _SHARED = (
        "max", "mul_", "norm", "to", "view")),
     *(_attribute(torch.autograd, name, f"torch.autograd.{name}") for name in ("grad", "backward")),
     *(_attribute(torch.cuda, name, f"torch.cuda.{name}") for name in
-      ("Event", "Stream", "current_stream", "synchronize", "max_memory_allocated")),
+      ("Event", "Stream", "CUDAGraph", "graph", "current_stream", "synchronize", "_sleep",
+       "max_memory_allocated")),
+    *(_attribute(torch.cuda.Event, name, f"torch.cuda.Event.{name}") for name in
+      ("record", "query", "synchronize", "elapsed_time")),
+    _attribute(torch.cuda.CUDAGraph, "replay", "torch.cuda.CUDAGraph.replay"),
     *(_attribute(time, name, f"time.{name}") for name in
       ("perf_counter", "perf_counter_ns", "monotonic", "time", "sleep", "clock_gettime_ns")),
 )  # fmt: skip

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnbench import conditions
 from attnbench import environment as environments
 from attnbench.pool import WorkerPool
 from attnbench.problem import Problem
@@ -175,8 +176,7 @@ def place_record(record: Record, environment: Mapping[str, Any]) -> Place | None
 
 def highest_clock(telemetry: Mapping[str, Any]) -> float | None:
     """The GPU's highest clock while a point was sampled, in MHz."""
-    highest: float | None = telemetry.get("signals", {}).get("sm_clock_mhz", {}).get("max")
-    return highest
+    return conditions.figure(telemetry, "sm_clock_mhz", "max")
 
 
 def _ceilings(told: Mapping[str, Any] | None) -> Ceilings | None:

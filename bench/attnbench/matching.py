@@ -116,7 +116,7 @@ def _by_point(run: Run, across: Sequence[str]) -> tuple[dict[_Point, dict[_Varia
     passed = 0
     # What git brought out counts only where there is nothing else: it is an earlier version.
     for record in sorted(run.records, key=lambda r: (not r.implementation.revision, r.time)):
-        point = found.setdefault((record.problem_id, record.implementation.spec), {})
+        point = found.setdefault(record.point, {})
         variant = (str(sorted(_identity(run, record, across).items())), record.seed)
         passed += variant in point
         point.pop(variant, None)  # so that the last measured is last

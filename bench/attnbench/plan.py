@@ -14,6 +14,7 @@ from attnbench.spec import Value, format_spec, parse_spec
 from attnbench.suite import Suite
 
 _FLOPS_A_SECOND = {"cpu": 2e10, "cuda": 1e13}  # of the float64 reference; for estimates only
+_START_S = 3.0  # of a fresh process, which imports torch
 _OVERHEAD_S = 0.3  # building, verifying and measuring memory of one small point
 
 
@@ -78,7 +79,9 @@ class Plan:
         flops = group[0].problem.replace(direction="both", decode=False).flops()
         reference_s = 2 * flops / _FLOPS_A_SECOND[self.device.partition(":")[0]]
         point_s = _OVERHEAD_S + measure.warmup_cap_s + measure.max_s
-        return measure.processes * (usable * point_s + reference_s)
+        energy_s = usable * measure.energy_s  # by the first process alone
+        start_s = _START_S if usable and measure.processes > 1 else 0.0
+        return measure.processes * (start_s + usable * point_s + reference_s) + energy_s
 
 
 def choose(globs: Iterable[str], entries: Sequence[Entry], where: str = "") -> list[Contender]:

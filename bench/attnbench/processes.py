@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnbench.conditions import gravest
+from attnbench import conditions
 from attnbench.plan import Point
-from attnbench.record import Samples
+from attnbench.record import Samples, TensorAccuracy, worst
 from attnbench.stats import process_interval
 
 
@@ -25,22 +25,39 @@ class Held:
     point: Point
     told: list[dict[str, Any]] = field(default_factory=list)
 
-    def joined(self) -> dict[str, Any]:
-        """As if one process had told all of it; what only the first measured is the first's."""
+    def joined(self, precision: float) -> dict[str, Any]:
+        """As if one process had told all of it; what only the first measured is the first's.
+
+        Args:
+            precision: wanted half-width of the interval (see :func:`join`).
+        """
         whole = dict(self.told[0])
         for name in ("samples", "host_samples"):
             if whole.get(name) is not None:
                 parts = [Samples.model_validate(told[name]) for told in self.told]
-                whole[name] = join(parts).model_dump()
-        whole["telemetry"] = gravest([told["telemetry"] for told in self.told])
+                whole[name] = join(parts, precision).model_dump()
+        whole["telemetry"] = conditions.joined([told["telemetry"] for told in self.told])
+        whole["accuracy"] = self._accuracy()
         whole["wall_s"] = sum(told["wall_s"] for told in self.told)
         return whole
 
+    def _accuracy(self) -> dict[str, Any]:
+        seen = [
+            {name: TensorAccuracy.model_validate(a) for name, a in told["accuracy"].items()}
+            for told in self.told
+        ]
+        return {name: a.model_dump() for name, a in worst(seen).items()}
 
-def join(parts: Sequence[Samples]) -> Samples:
+
+def join(parts: Sequence[Samples], precision: float) -> Samples:
     """The samples of several processes as one, with the interval over processes.
 
-    ``converged`` and ``steady`` hold if they do in every process.
+    ``converged`` and ``steady`` hold if they do in every process; ``converged`` only if the
+    interval over them is as narrow as asked for, too: each may be sure of its own median.
+
+    Args:
+        parts: of one process each.
+        precision: wanted half-width of the 95 % interval, relative to the median.
     """
     if len(parts) == 1:
         return parts[0]
@@ -59,6 +76,6 @@ def join(parts: Sequence[Samples]) -> Samples:
             "median_s": interval.median,
             "low_s": interval.low,
             "high_s": interval.high,
-            "converged": all(part.converged for part in parts),
+            "converged": all(p.converged for p in parts) and interval.half_width <= precision,
         }
     )

@@ -26,9 +26,9 @@ from attnbench.settings import Preset
 from attnbench.suite import find_suite, list_suites, load_suite
 
 _BUILTIN = "attnbench/suites/"  # how node ids call the built-in shelf, wherever it is installed
-_SMOKE = (
+SMOKE = (
     "measure.min_rounds=1", "measure.samples=1", "measure.max_s=1e-9", "measure.warmup_s=0",
-    "measure.processes=1", "measure.ceilings_s=0",
+    "measure.processes=1", "measure.energy_s=0", "measure.ceilings_s=0",
 )  # fmt: skip
 _NOT_OURS = {  # options of pytest-benchmark that say how test functions are measured
     "benchmark_min_rounds": ("--benchmark-min-rounds", 5),
@@ -141,7 +141,7 @@ class BenchmarkRun:
 
     def _plan(self, path: Path) -> SuiteRun:
         session = self.open()
-        overrides = [*self._overrides, *(_SMOKE if self.is_smoke else ())]
+        overrides = [*self._overrides, *(SMOKE if self.is_smoke else ())]
         suite = load_suite(Path(os.path.relpath(path)), overrides, self._preset)
         file = session.results_file(suite, self._results, fresh=True)
         plan = session.plan(suite, file, self._impls)

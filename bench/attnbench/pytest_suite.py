@@ -12,6 +12,7 @@ import pytest
 
 from attnbench import environment as environments
 from attnbench import selftest
+from attnbench.export.pytest_fields import extra_info, parameters
 from attnbench.limits import Limits
 from attnbench.plan import Plan, Point
 from attnbench.problem import Problem
@@ -171,10 +172,9 @@ class Playback:
 def hand_over(record: Record, benchmark: Any, playback: Playback) -> None:
     """Give a record to pytest-benchmark, or fail with its reason."""
     __tracebackhide__ = True
-    problem = Problem.from_json(record.problem)
-    benchmark.group = problem.label
-    benchmark.params = parameters(record, problem)
-    benchmark.extra_info = extra_info(record, problem)
+    benchmark.group = Problem.from_json(record.problem).label
+    benchmark.params = parameters(record)
+    benchmark.extra_info = extra_info(record)
     if record.samples is None:
         benchmark.has_error = True
         benchmark.pedantic(pytest.fail, args=(failure_text(record),), kwargs={"pytrace": False})
@@ -190,40 +190,3 @@ def failure_text(record: Record) -> str:
     if record.log_tail:
         lines += ["", "the worker's log ends with:", *record.log_tail.splitlines()]
     return "\n".join([*lines, "", f"reproduce: {record.command}"])
-
-
-def parameters(record: Record, problem: Problem) -> dict[str, Any]:
-    """What ``--benchmark-group-by=param:NAME`` can name: every field, and the usual short ones.
-
-    Where a short name stands for two different numbers, both are told: seqlen ``1x4096``.
-    """
-    fields = {name: value for name, value in record.problem.items() if name != "mask"}
-    return {
-        "implementation": record.implementation.spec,
-        **fields,
-        "mask": str(problem.mask),
-        "heads": _pair(problem.heads_q, problem.heads_kv),
-        "seqlen": _pair(problem.seqlen_q, problem.seqlen_k),
-        "d_model": problem.d_model,
-        "device": record.device,
-    }
-
-
-def extra_info(record: Record, problem: Problem) -> dict[str, Any]:
-    """What pytest-benchmark has no field for; times in seconds, memory in bytes."""
-    data = record.model_dump(mode="json", exclude_none=True)
-    info: dict[str, Any] = {
-        key: data[key]
-        for key in ("id", "problem_id", "implementation", "device", "environment", "seed",
-                    "memory", "accuracy", "command")
-        if key in data
-    }  # fmt: skip
-    info |= {"flops": problem.flops(), "ideal_bytes": problem.ideal_bytes()}
-    if record.samples is not None:
-        info["samples"] = {k: v for k, v in data["samples"].items() if k != "times_s"}
-        info["samples"]["per_round"] = [len(r) for p in record.samples.times_s for r in p]
-    return info
-
-
-def _pair(first: int, second: int) -> int | str:
-    return first if first == second else f"{first}x{second}"

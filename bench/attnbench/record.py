@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -110,7 +110,7 @@ class Memory(_Part):
     saved_bytes: int | None = None  # kept by the forward for the backward, output not counted
     backward_peak_bytes: int | None = None
     workspace_bytes: int | None = None  # of the peak, what is neither output nor gradient
-    reserved_bytes: int | None = None  # held by the allocator (CUDA)
+    reserved_bytes: int | None = None  # that torch's allocator took from the device (CUDA)
     foreign_bytes: int | None = None  # taken beside torch's allocator and kept (CUDA)
     resident_bytes: int | None = None  # rise of the process's high-water mark (CPU)
     method: str = ""
@@ -211,6 +211,11 @@ class Record(_Part):
             raise ValueError(f"status {self.status} needs a reason")
         return self
 
+    @property
+    def point(self) -> tuple[str, str]:
+        """Problem and implementation with its options: the same in every run, wherever."""
+        return self.problem_id, self.implementation.spec
+
     def to_line(self) -> str:
         """One line of strict JSON (no NaN) fit for UTF-8, newline included."""
         data = self.model_dump(mode="json")
@@ -228,6 +233,15 @@ def point_id(
     """
     text = json.dumps([problem_id, spec, source_sha256, machine_id, seed])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def worst(seen: Iterable[Mapping[str, TensorAccuracy]]) -> dict[str, TensorAccuracy]:
+    """By tensor, the accuracy with the largest error (``max_abs``) of all that were seen."""
+    found: dict[str, TensorAccuracy] = {}
+    for accuracies in seen:
+        for name, accuracy in accuracies.items():
+            found[name] = max(found.get(name, accuracy), accuracy, key=lambda a: a.max_abs or 0.0)
+    return found
 
 
 def finite(value: float | None) -> float | None:

@@ -195,7 +195,7 @@ class Runner:
             self._held.setdefault(event["who"], Held(point)).told.append(told)
             if self._process + 1 < self.plan.suite.measure.processes:
                 return
-            told = self._held[event["who"]].joined()
+            told = self._held[event["who"]].joined(self.plan.suite.measure.precision)
         if self._fault(point, told):
             self._suspects.append((point, told))
         else:

@@ -50,7 +50,8 @@ class Measure(BaseModel):
         steady_share: warm-up ends when two windows in a row differ by no more than this.
         max_s: time for the rounds of one implementation; then ``converged`` is false.
         processes: fresh processes that a problem is measured in, one after the other, each
-            with this budget; from two on the interval is over processes.
+            with this budget; from two on the interval is over processes (that of two is
+            wide: one difference hardly tells how much processes differ).
         cache: state of the caches when a call begins: ``cold``, ``warm``, or ``auto``,
             which is cold on CUDA and warm on a CPU.
         timeout_s: longest single step (a build, a verification, a round) before the

@@ -20,6 +20,7 @@ import torch
 
 from attnbench import registry
 from attnbench.attention import Attention
+from attnbench.device import synchronize
 from attnbench.execution import Execution
 from attnbench.failure import Failed, classify
 from attnbench.guard import Guard
@@ -32,7 +33,7 @@ from attnbench.measure.kernels import what_ran
 from attnbench.measure.memory import measure_memory
 from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.problem import Problem
-from attnbench.record import Samples, TensorAccuracy
+from attnbench.record import Samples, TensorAccuracy, worst
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
 from attnbench.watch.surprise import Surprise
 from attnbench.watch.watcher import Watch
@@ -114,7 +115,7 @@ class Group:
         contender.execution.load(inputs)
         contender.watch.loaded()
         contender.execution.step()
-        self._synchronize()
+        synchronize(self.device)
         if self._process == 0:
             judging = time.perf_counter()
             contender.accuracy = self._judge(contender, self.seed, inputs)
@@ -159,7 +160,7 @@ class Group:
         contender, own = self._ready[key], taken[key]
         self._step(key, "check again")
         again = self._judge(contender, seed, inputs)
-        contender.accuracy = _worse(contender.accuracy, again)
+        contender.accuracy = worst([contender.accuracy, again])
         assert own.timer is not None
         if (fault := own.timer.fault()) is not None:
             raise Failed("incorrect", f"what was timed ({own.timer.method}): {fault}")
@@ -319,10 +320,6 @@ class Group:
             wall_s=self._phase_s(contender.key) + contender.sampled_s,
         )
 
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
 
 def measure(task: dict[str, Any], send: Send) -> None:
     """Measure one problem's contenders and leave the process clean for the next."""
@@ -341,13 +338,3 @@ def _tidy() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def _worse(
-    before: dict[str, TensorAccuracy], after: dict[str, TensorAccuracy]
-) -> dict[str, TensorAccuracy]:
-    """Per tensor, the larger of the two errors that were seen."""
-    return {
-        name: max(accuracy, after[name], key=lambda a: a.max_abs or 0.0)
-        for name, accuracy in before.items()
-    }

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from export_records import results
-from made_records import machine, record, write
+from made_records import machine, record, samples, write
 from pytest_benchmark.stats import Stats
 
 from attnbench.export import export
+from attnbench.record import Energy
 
 
 def exported(path: Path) -> dict:
@@ -89,6 +90,22 @@ def test_the_interval_the_machine_and_the_commit_are_told(tmp_path: Path) -> Non
     assert document["machine_info"]["cpu"]["brand_raw"] == "Imaginary Processor 9000"
     assert document["commit_info"]["id"] == "0123abcd" * 5
     assert document["commit_info"]["dirty"] is False
+
+
+def test_host_time_energy_and_what_disturbed_are_told_beside(tmp_path: Path) -> None:
+    host = samples([[2.0, 2.1]], clock="host", method="perf_counter_ns, synchronized")
+    energy = Energy(
+        gross_j=2.0, gross_low_j=1.9, gross_high_j=2.1, idle_w=80.0, power_w=500.0,
+        joules=[2.0], calls=500, method="a counter",
+    )  # fmt: skip
+    telemetry = {"verdict": "disturbed", "notes": ["others"], "strip": {"t_s": [1]}}
+    one = record(host_samples=host, energy=energy, telemetry=telemetry)
+    (benchmark,) = exported(write(tmp_path, [one]))["benchmarks"]
+    info = benchmark["extra_info"]
+    assert info["host_samples"]["median_s"] == host.median_s
+    assert "times_s" not in info["host_samples"]
+    assert info["energy"]["gross_j"] == 2.0
+    assert info["telemetry"] == {"verdict": "disturbed", "notes": ["others"]}
 
 
 def test_names_are_the_same_in_every_run_and_hold_no_path(tmp_path: Path) -> None:

@@ -261,6 +261,22 @@ def test_many_implementations_never_look_alike(tmp_path):
 # ---- charts, drawn without a browser -----------------------------------------------------
 
 
+def test_an_interval_over_powers_of_ten_does_not_flatten_the_others(tmp_path):
+    plain = record("sdpa", Problem.of(seqlen=128))
+    wide = plain.samples.model_copy(
+        update={"median_s": 3e-3, "low_s": 6.5e-13, "high_s": 1.3e7, "converged": False}
+    )
+    records = [plain.model_copy(update={"samples": wide}), record("naive", Problem.of(seqlen=128))]
+    html = page_of([write_run(tmp_path, records)])
+    rows = data_of(html)["scopes"][0]["rows"]
+    at = next(i for i, text in enumerate(rows["time_text"]) if text.startswith("3.00 ms"))
+    assert "1.3" in rows["time_text"][at], "the text has it whole"
+    assert rows["latency"][at] == [3e-3, 3.75e-4, 2.4e-2]
+    median, low, high = rows["rate"][at]
+    assert low == pytest.approx(median / 8, rel=1e-4)
+    assert high == pytest.approx(8 * median, rel=1e-4)
+
+
 def draw(html, view):
     """One chart of the first panel, as SVG, from the specification and rows of the page."""
     data = data_of(html)

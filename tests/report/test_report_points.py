@@ -20,6 +20,7 @@ from attnbench.problem import Problem
 from attnbench.record import Record, Samples
 from attnbench.report import load_frame
 from attnbench.report.points import current, load_points, speedup
+from attnbench.report.tables import figures
 from attnbench.stats import Interval
 
 PROBLEM = Problem.of(heads=8, head_dim=64, seqlen=128)
@@ -164,6 +165,28 @@ def test_the_worst_error_is_that_of_the_tensor_nearest_its_tolerance(tmp_path):
     assert one.accuracy[frame.worst_tensor[0]].rel_l2 / one.accuracy[
         frame.worst_tensor[0]
     ].rel_l2_allowed == pytest.approx(worst)
+
+
+def test_host_time_stands_beside_device_time_and_both_say_how_they_were_taken(tmp_path):
+    plain = record("sdpa", PROBLEM)
+    host = plain.samples.model_copy(
+        update={"median_s": 3.0, "low_s": 2.9, "high_s": 3.1, "method": "wall"}
+    )
+    device = plain.samples.model_copy(
+        update={"clock": "device", "method": "cuda events", "cache": "cold", "fallback": "no graph"}
+    )
+    both = plain.model_copy(update={"samples": device, "host_samples": host})
+    path = write_run(tmp_path, [both, record("naive", PROBLEM)])
+    bare, timed = load_points([path]).points
+    assert timed.host_s == Interval(3.0, 2.9, 3.1)
+    assert figures(timed)["host_time"] == "3.00 s [2.90, 3.10]"
+    assert figures(timed)["how"] == "device clock, cuda events, cold caches (no graph)"
+    assert bare.host_s is None
+    assert "host_time" not in figures(bare)
+    frame = load_frame([path]).set_index("implementation")
+    assert frame.host_median_s["sdpa"] == 3.0
+    assert frame.host_median_s.isna()["naive"]
+    assert (frame.clock["sdpa"], frame.cache["sdpa"]) == ("device", "cold")
 
 
 def test_a_missing_or_damaged_sidecar_is_told_and_not_fatal(tmp_path):

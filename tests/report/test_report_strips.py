@@ -170,3 +170,25 @@ def test_joules_a_token_are_worked_out_on_load(tmp_path):
     assert figures(measured)["energy"] == "2.00 J [1.98, 2.02], 1.95 mJ a token"
     assert bare.joules_per_token is None
     assert "energy" not in figures(bare)
+
+
+def energy_told(tmp_path, **changes):
+    energy = Energy(
+        gross_j=2.0, gross_low_j=1.98, gross_high_j=2.02, idle_w=80.0, power_w=500.0,
+        joules=[2.0], calls=500, method="a counter", **changes,
+    )  # fmt: skip
+    (point,) = points_of(tmp_path, [record("sdpa", PROBLEM, energy=energy)]).points
+    return figures(point)["energy"]
+
+
+def test_net_energy_stands_beside_gross_or_says_why_there_is_none(tmp_path):
+    told = energy_told(tmp_path, net_j=1.7, net_low_j=1.67, net_high_j=1.73)
+    assert told == "2.00 J [1.98, 2.02], 1.95 mJ a token; net 1.70 J [1.67, 1.73]"
+    told = energy_told(tmp_path, net_absent="cannot be told from idling")
+    assert told == "2.00 J [1.98, 2.02], 1.95 mJ a token; net: none: cannot be told from idling"
+
+
+def test_energy_that_was_asked_for_in_vain_says_why_it_is_absent(tmp_path):
+    loaded = points_of(tmp_path, [record("sdpa", PROBLEM, energy_absent="no RAPL counters")])
+    assert figures(loaded.points[0])["energy"] == "none: no RAPL counters"
+    assert "none: no RAPL counters" in page_of(loaded)

@@ -15,7 +15,7 @@ from attnbench.compare import VERDICTS, Compared, Comparison
 from attnbench.history import Step
 from attnbench.record import Record
 from attnbench.report import units
-from attnbench.report.markdown import LIMIT_BYTES, escape
+from attnbench.report.markdown import LIMIT_BYTES, clip, escape
 from attnbench.runs import problem_label
 
 _MOST_ROWS = 50
@@ -81,12 +81,14 @@ def print_steps(console: Console, steps: Sequence[Step], series: int, long: int)
 def markdown(comparison: Comparison) -> str:
     """The worst points, at most 50, and the counts; shorter than 60 kB."""
     lines = ["# attnbench compare", "", f"**{_headline(comparison)}**", ""]
-    lines += [f"- {escape(_clip(line))}" for line in _summary(comparison)]
+    lines += [f"- {escape(clip(line, _MOST_CELL))}" for line in _summary(comparison)]
     notes = [*comparison.notes, *_kernel_lines(comparison)]
-    lines += [f"- {escape(_clip(line))}" for line in notes[:_MOST_NOTES]]
+    lines += [f"- {escape(clip(line, _MOST_CELL))}" for line in notes[:_MOST_NOTES]]
     lines += [f"- and {len(notes) - _MOST_NOTES} more notes"] if len(notes) > _MOST_NOTES else []
     shown = _worth_showing(comparison)
-    rows = [f"| {' | '.join(escape(_clip(c)) for c in _cells(point))} |" for point in shown]
+    rows = [
+        f"| {' | '.join(escape(clip(c, _MOST_CELL)) for c in _cells(point))} |" for point in shown
+    ]
     if rows:
         lines += ["", f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
     room = LIMIT_BYTES - sum(len(line.encode()) + 1 for line in lines)
@@ -257,7 +259,3 @@ def _kernel_lines(comparison: Comparison) -> list[str]:
         + ", ".join([*(f"−{k}" for k in change.gone), *(f"+{k}" for k in change.added)])
         for (spec, change), n in changes.most_common()
     ]
-
-
-def _clip(text: str) -> str:
-    return text if len(text) <= _MOST_CELL else text[: _MOST_CELL - 1] + "…"

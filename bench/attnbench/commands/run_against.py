@@ -96,7 +96,7 @@ def _of_revision(work: _Work) -> int:
         if arguments.dry_run:
             run_.print_points(work.console, plan)
             return 0
-        if _measure_both(work, plan, files, work.command(brought.label)):
+        if _measure_both(work, plan, files, work.command(brought.revision)):
             return _stopped(work)
     base, new = (run_of(file, plan.ids) for file in files)
     return _end(work, base, new)
@@ -148,8 +148,8 @@ def _of_records(work: _Work, base: Run) -> int:
     if run_.measure(work.console, session, plan, work.file, work.command()):
         return _stopped(work)
     new = run_of(work.file, plan.ids)
-    points |= {_point(record) for record in new.records}
-    asked = [record for record in base.records if _point(record) in points]
+    points |= {record.point for record in new.records}
+    asked = [record for record in base.records if record.point in points]
     old = {(record.id, record.time) for record in asked}
     again = [record for record in new.records if (record.id, record.time) not in old]
     if unmeasured := len(new.records) - len(again):
@@ -157,13 +157,9 @@ def _of_records(work: _Work, base: Run) -> int:
             f"{units.count(unmeasured, 'point')} not measured now: BASE holds the very records; "
             "--fresh would measure again"
         )
-    measured = {_point(record) for record in again}
-    kept = [r for r in asked if _point(r) in measured or not unmeasured]
+    measured = {record.point for record in again}
+    kept = [r for r in asked if r.point in measured or not unmeasured]
     return _end(work, replace(base, records=tuple(kept)), replace(new, records=tuple(again)))
-
-
-def _point(record: Record) -> tuple[str, str]:
-    return record.problem_id, record.implementation.spec
 
 
 # ---- the end ---------------------------------------------------------------------------

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attnbench.errors import UserError
 from attnbench.export import Exported
 from attnbench.export.points import Named, load_points
-from attnbench.problem import Problem
+from attnbench.export.pytest_fields import extra_info, parameters
 from attnbench.record import Record
 
 _FORMAT = "5.3.1"  # of pytest-benchmark, whose files these look like
@@ -79,42 +78,12 @@ def _benchmark(point: Named) -> dict[str, Any]:
         "group": point.label,
         "name": name,
         "fullname": f"suites/{record.suite}.toml::{name}",
-        "params": _parameters(record),
+        "params": parameters(record),
         "param": words,
-        "extra_info": _extra_info(record),
+        "extra_info": extra_info(record),
         "options": {},
         "stats": _statistics(record),
     }
-
-
-def _parameters(record: Record) -> dict[str, Any]:
-    """What ``--group-by=param:NAME`` can name: every field, and the usual short ones."""
-    fields = {k: v for k, v in record.problem.items() if k != "mask"}
-    short: dict[str, Any] = {}
-    try:
-        problem = Problem.from_json(record.problem)
-    except UserError:  # a newer attnbench's problem: its plain fields still group
-        fields["mask"] = json.dumps(record.problem.get("mask"), sort_keys=True)
-    else:
-        short = {
-            "mask": str(problem.mask),
-            "heads": _pair(problem.heads_q, problem.heads_kv),
-            "seqlen": _pair(problem.seqlen_q, problem.seqlen_k),
-            "d_model": problem.d_model,
-        }
-    return {"implementation": record.implementation.spec, **fields, **short,
-            "device": record.device}  # fmt: skip
-
-
-def _extra_info(record: Record) -> dict[str, Any]:
-    assert record.samples is not None
-    kept = ("id", "problem_id", "implementation", "device", "environment", "seed", "memory",
-            "accuracy", "command")  # fmt: skip
-    told = record.model_dump(mode="json", exclude_none=True)
-    info = {name: told[name] for name in kept if name in told}
-    samples = {k: v for k, v in told["samples"].items() if k != "times_s"}
-    samples["per_round"] = [[len(r) for r in process] for process in record.samples.times_s]
-    return {**info, "samples": samples}
 
 
 def _statistics(record: Record) -> dict[str, Any]:
@@ -164,7 +133,3 @@ def _quartiles(ordered: Sequence[float]) -> tuple[float, float]:
         return low, 0.25 * ordered[3 * n + 1] + 0.75 * ordered[3 * n + 2]
     half = len(ordered) // 2
     return statistics.median(ordered[:half]), statistics.median(ordered[half:])
-
-
-def _pair(first: int, second: int) -> int | str:
-    return first if first == second else f"{first}x{second}"

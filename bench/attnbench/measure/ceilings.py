@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from attnbench.device import synchronize
 from attnbench.errors import in_words
 from attnbench.measure.telemetry_gpu import GpuProbe
 from attnbench.roofline import Ceilings, Rate
@@ -247,17 +248,12 @@ def _size_burst(contest: _Contest, device: torch.device) -> float:
 
 def _seconds(call: Call, calls: int, device: torch.device) -> float:
     """Seconds a call; a burst is so long that launching and waiting do not show in it."""
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
         call()
-    _synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - start) / calls
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _take_round(

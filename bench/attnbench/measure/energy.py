@@ -9,14 +9,9 @@ from typing import Any
 
 import torch
 
-from attnbench.measure.power import (
-    Absent,
-    Call,
-    Meter,
-    energy_per_call,
-    idle_power,
-    meter_for,
-)
+from attnbench.device import nvml_uuid, synchronize
+from attnbench.measure.energy_counters import Absent, Meter, meter_for
+from attnbench.measure.power import LEAST_PERIODS, Call, energy_per_call, idle_power
 from attnbench.stats import Interval
 
 _LOOPS = 5
@@ -35,7 +30,7 @@ class EnergyMeter:
         self, device: torch.device, seconds: float, meter: Meter | Absent | None = None
     ) -> None:
         self._device, self._seconds = device, seconds
-        self._meter = meter_for(str(device), _gpu_uuid(device)) if meter is None else meter
+        self._meter = meter_for(str(device), nvml_uuid(device)) if meter is None else meter
         self._idle_w: Interval | Absent | None = None
 
     def measure(self, call: Call) -> dict[str, Any]:
@@ -43,12 +38,14 @@ class EnergyMeter:
 
         The first call also waits for the device's idle power.
         """
+        if (told := self._too_short()) is not None:
+            return {"energy_absent": told}
         if self._idle_w is None:
-            self._synchronize()
+            synchronize(self._device)
             self._idle_w = idle_power(self._meter)
         energy = energy_per_call(
             call,
-            self._synchronize,
+            lambda: synchronize(self._device),
             self._meter,
             self._idle_w,
             seconds=self._seconds / _LOOPS,
@@ -59,13 +56,11 @@ class EnergyMeter:
             return {"energy_absent": energy.reason}
         return {"energy": energy.to_json()}
 
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-
-def _gpu_uuid(device: torch.device) -> str | None:
-    """As NVML writes it."""
-    if device.type != "cuda":
-        return None
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    def _too_short(self) -> str | None:
+        """Why the time is too short for the meter to tell anything, if it is."""
+        if isinstance(self._meter, Absent):
+            return None
+        least_s = _LOOPS * LEAST_PERIODS * self._meter.period_s
+        if self._seconds >= least_s:
+            return None
+        return f"energy_s = {self._seconds:g}: {self._meter.name} needs {least_s:g} s or more"

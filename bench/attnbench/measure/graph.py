@@ -126,7 +126,10 @@ def _capture(
     flush: Flush | None,
     samples: int,
 ) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
-    """Record samples × [flush, event, calls, event]; return the pairs of events."""
+    """Record samples × [flush, event, calls, event]; return the pairs of events.
+
+    Without a flush the calls are made once before, so that the first sample is warm too.
+    """
     pairs = [(timing_event(external=True), timing_event(external=True)) for _ in range(samples)]
     # The outer context: torch.cuda.graph leaves the stream current if its capture breaks.
     # thread_local: what other threads do, telemetry among them, must not break it.
@@ -134,6 +137,9 @@ def _capture(
         torch.cuda.stream(stream),
         torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
     ):
+        if flush is None:
+            for call in calls:
+                call()
         for start, stop in pairs:
             if flush is not None:
                 flush()

@@ -31,16 +31,25 @@ def measure_memory(execution: Execution, device: torch.device) -> Memory:
     """
     execution.forget()
     gc.collect()
-    others = foreign_bytes(device) if device.type == "cuda" else 0
+    if device.type != "cuda":
+        memory = _split(execution, device)
+        return memory.model_copy(update=_cpu(execution, memory))
+    # What others left to the allocator would be handed out again, and no rise would show.
+    torch.cuda.empty_cache()
+    reserved, others = torch.cuda.memory_reserved(device), foreign_bytes(device)
     memory = _split(execution, device)
-    told = _cuda(device, others) if device.type == "cuda" else _cpu(execution, memory)
-    return memory.model_copy(update=told)
+    return memory.model_copy(
+        update={
+            "reserved_bytes": torch.cuda.max_memory_reserved(device) - reserved,
+            "foreign_bytes": max(0, foreign_bytes(device) - others),
+        }
+    )
 
 
 def peak_memory(call: Callable[[], None], device: torch.device) -> Memory:
     """Run any ``call`` once and report its peak alone."""
     (change,) = trace([call], device)
-    return Memory(peak_bytes=change.peak_bytes, method=_METHODS[device.type], **_reserved(device))
+    return Memory(peak_bytes=change.peak_bytes, method=_METHODS[device.type])
 
 
 def foreign_bytes(device: torch.device) -> int:
@@ -93,20 +102,6 @@ def _split(execution: Execution, device: torch.device) -> Memory:
 def _beyond(peak: int, left: int) -> int:
     """The part of a peak that is gone in the end."""
     return peak - max(0, left)
-
-
-def _cuda(device: torch.device, others_before: int) -> dict[str, int | str]:
-    """Reserved by torch's allocator, and taken beside it during the passes."""
-    return {
-        **_reserved(device),
-        "foreign_bytes": max(0, foreign_bytes(device) - others_before),
-    }
-
-
-def _reserved(device: torch.device) -> dict[str, int]:
-    if device.type != "cuda":
-        return {}
-    return {"reserved_bytes": torch.cuda.max_memory_reserved(device)}
 
 
 def _cpu(execution: Execution, memory: Memory) -> dict[str, int | str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from attnbench.device import nvml_uuid
 from attnbench.errors import in_words
 from attnbench.measure.selftest_check import Check, Instrument, judged, not_here
 from attnbench.selftest import Row
@@ -98,8 +99,7 @@ def _next_update(readings: Readings, work: Callable[[], object]) -> float:
 def _nvml(device: torch.device) -> Readings:
     nvml: Any = importlib.import_module("pynvml")
     nvml.nvmlInit()
-    uuid = torch.cuda.get_device_properties(device).uuid
-    handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    handle = nvml.nvmlDeviceGetHandleByUUID(nvml_uuid(device))
     return Readings(
         joules=lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
         watts=lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,

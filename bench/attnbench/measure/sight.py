@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from attnbench.measure.power import Absent, meter_for
+from attnbench.measure.energy_counters import Absent, meter_for
 from attnbench.measure.telemetry_cpu import CpuProbe
 from attnbench.measure.telemetry_gpu import GpuProbe
 

@@ -27,7 +27,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from attnbench.measure.telemetry_summary import Sample, is_hot, strip, summarise
+from attnbench.measure.telemetry_strip import strip
+from attnbench.measure.telemetry_summary import Sample, is_hot, summarise
 
 RATE_HZ = 10.0
 _HISTORY_S = 3600.0  # kept; older samples are forgotten
@@ -97,14 +98,8 @@ class Sampler:
         return summarise(self.samples(t0 - _BEFORE_S), t0, t1, self.device, self._reasons())
 
     def strip(self, t0: float, t1: float, points: int = 60) -> dict[str, Any]:
-        """A thinned series to draw; see :func:`telemetry_summary.strip`."""
+        """A thinned series to draw; see :func:`telemetry_strip.strip`."""
         return strip(self.samples(t0), t0, t1, points)
-
-    def wait_for(self, t: float, limit_s: float = 1.0) -> None:
-        """Wait until a sample was taken at ``t`` or later, but not for long."""
-        end = time.monotonic() + limit_s
-        while not self.samples(t) and time.monotonic() < end and self._process.poll() is None:
-            time.sleep(_POLL_S / 10)
 
     def until_cool(self, limit_s: float = 60.0) -> float:
         """Wait until the GPU has cooled down after throttling, but not for ever.

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnbench.measure.kernel_files import core_list, numbers, read, read_or_none
+
 _MOST_CORES_READ = 8  # clocks read a sample; each is a file
 _MOST_THREADS_READ = 64  # looked at to learn which cores the worker may use
 _BUSY_SHARE = 0.5  # of what the busiest core does; the clock of one that does less tells nothing
@@ -187,8 +189,8 @@ class CpuProbe:
         """Cores on which any of the worker's threads may run (each may be pinned to its own)."""
         allowed: set[int] = set()
         folder = f"{self._proc}/{self._worker}/task"
-        for thread in _numbers(folder)[:_MOST_THREADS_READ]:
-            text = _try(f"{folder}/{thread}/status") or ""
+        for thread in numbers(folder)[:_MOST_THREADS_READ]:
+            text = read_or_none(f"{folder}/{thread}/status") or ""
             for line in text.splitlines():
                 if line.startswith("Cpus_allowed_list:"):
                     allowed.update(core_list(line.partition(":")[2]))
@@ -197,13 +199,13 @@ class CpuProbe:
     # ---- processes -------------------------------------------------------------------
 
     def _processes(self) -> Iterator[_Process]:
-        for pid in _numbers(self._proc):
+        for pid in numbers(self._proc):
             process = self._process(pid)
             if process is not None:
                 yield process
 
     def _process(self, pid: int) -> _Process | None:
-        text = _try(f"{self._proc}/{pid}/stat")
+        text = read_or_none(f"{self._proc}/{pid}/stat")
         if text is None:
             return None
         # The name is in brackets and may hold anything, brackets and spaces too.
@@ -239,7 +241,7 @@ class CpuProbe:
         """Where the cores' real clocks can be read: ``cpufreq``, ``cpuinfo`` or nowhere."""
         if os.path.exists(f"{self._cpus}/cpu0/cpufreq/scaling_cur_freq"):
             return "cpufreq"
-        flags = _try(f"{self._proc}/cpuinfo") or ""
+        flags = read_or_none(f"{self._proc}/cpuinfo") or ""
         if "aperfmperf" in flags.split():
             return "cpuinfo"
         self.absent["cpu_frequency_mhz"] = (
@@ -257,12 +259,12 @@ class CpuProbe:
             found = [clocks[core] for core in self._busiest if core in clocks]
         else:
             files = (f"{self._cpus}/cpu{c}/cpufreq/scaling_cur_freq" for c in self._busiest)
-            found = [int(text) / 1000 for text in map(_try, files) if text]
+            found = [int(text) / 1000 for text in map(read_or_none, files) if text]
         return sum(found) / len(found) if found else None
 
     def _cpuinfo_clocks(self) -> dict[int, float]:
         clocks, core = {}, -1
-        for line in (_try(f"{self._proc}/cpuinfo") or "").splitlines():
+        for line in (read_or_none(f"{self._proc}/cpuinfo") or "").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "processor":
                 core = int(value)
@@ -272,7 +274,7 @@ class CpuProbe:
 
     def _find_sensor(self, folder: Path) -> str | None:
         for name in sorted(folder.glob("hwmon*/name")):
-            if (_try(str(name)) or "").strip() in _SENSORS:
+            if (read_or_none(str(name)) or "").strip() in _SENSORS:
                 return str(name.parent / "temp1_input")
         self.absent["cpu_temperature_c"] = f"no sensor among {', '.join(_SENSORS)} in hwmon"
         return None
@@ -286,7 +288,7 @@ class CpuProbe:
             self.gauges["cpu_temperature_c"] = int(degrees) / 1000
         cores = self._cores_used()
         files = (f"{self._cpus}/cpu{c}/thermal_throttle/core_throttle_count" for c in cores)
-        counts = [int(text) for text in map(_try, files) if text]
+        counts = [int(text) for text in map(read_or_none, files) if text]
         if counts:
             self.counters["throttle_events"] = sum(counts)
         else:
@@ -295,7 +297,7 @@ class CpuProbe:
     def _text(self, path: str, *signals: str) -> str | None:
         """A file's text; where it cannot be read, that is why the signals are absent."""
         try:
-            text = _read(path)
+            text = read(path)
         except OSError as error:
             why = f"{path} cannot be read: {error.strerror}"
             self.absent.update(dict.fromkeys(signals, why))
@@ -303,45 +305,6 @@ class CpuProbe:
         for signal in signals:
             self.absent.pop(signal, None)
         return text
-
-
-def _read(path: str) -> str:
-    """A small file of the kernel's, whole. A third of what ``Path.read_text`` costs."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        parts = []
-        while part := os.read(descriptor, 1 << 16):
-            parts.append(part)
-    finally:
-        os.close(descriptor)
-    return b"".join(parts).decode(errors="replace")
-
-
-def _try(path: str) -> str | None:
-    try:
-        return _read(path)
-    except OSError:  # a process that has ended, a file that this machine has not
-        return None
-
-
-def _numbers(folder: str) -> list[int]:
-    try:
-        return [int(name) for name in os.listdir(folder) if name.isdecimal()]
-    except OSError:
-        return []
-
-
-def core_list(text: str) -> list[int]:
-    """Read the kernel's lists of cores.
-
-    >>> core_list("0-2,5")
-    [0, 1, 2, 5]
-    """
-    cores: list[int] = []
-    for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        cores += range(int(first), int(last or first) + 1)
-    return cores
 
 
 def _busiest(busy_s: dict[int, float]) -> list[int]:

@@ -29,7 +29,7 @@ REASONS = {
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of the kernel
 _TEMPERATURE_GPU = 0  # NVML_TEMPERATURE_GPU
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2  # NVML_CLOCK_SM, NVML_CLOCK_MEM
-_ONLY_IN_CONTAINER = "in a container the GPU's processes cannot be told from the worker's"
+_ONLY_IN_CONTAINER = "in a container the GPU's other processes cannot be told"
 
 
 def reason_names(bits: int) -> list[str]:
@@ -93,11 +93,9 @@ class GpuProbe:
             return
         mine = set(tree)
         if not mine & set(found) and not self._sees_all_processes():
-            # The pids are those of another namespace: the worker may be among them.
-            if found:
-                self.absent["gpu_others"] = _ONLY_IN_CONTAINER
-            else:
-                self.others = []
+            # The pids are those of another namespace, so that the worker may be among them;
+            # or NVML hides whoever is not in this one, and nobody seen is not nobody there.
+            self.absent["gpu_others"] = _ONLY_IN_CONTAINER
             return
         percent = self._percent_by_process()
         self.others = [

@@ -1,4 +1,4 @@
-"""What a run of telemetry samples says about a stretch of time: figures, verdict, strip.
+"""What a run of telemetry samples says about a stretch of time: figures and verdict.
 
 Pure functions over :class:`Sample`; who takes the samples is in ``telemetry``. The
 verdict of a stretch is the gravest of
@@ -36,11 +36,6 @@ RATES: Mapping[str, str] = {
 
 THERMAL = frozenset({"thermal", "hw_thermal", "hw_slowdown", "power_brake"})
 """Clock event reasons after which a round is measured again."""
-
-STRIP_SIGNALS = (
-    "sm_clock_mhz", "power_w", "gpu_temperature_c",
-    "cpu_frequency_mhz", "cpu_temperature_c", "others_cores", "steal_cores",
-)  # fmt: skip
 
 OTHERS_SHARE = 0.05  # of the worker's cores, used by others: more is a disturbance
 STEAL_SHARE = 0.01  # of the worker's cores, taken by the hypervisor
@@ -118,31 +113,6 @@ def summarise(
     }
 
 
-def strip(samples: Sequence[Sample], t0: float, t1: float, points: int = 60) -> dict[str, Any]:
-    """A thinned series for drawing beside the timings.
-
-    Returns:
-        ``t_s``, seconds after ``t0``, at most ``points`` of them; each signal of
-        :data:`STRIP_SIGNALS` that was told, with None where nothing was; and ``throttle``,
-        the reasons active at each point, if there were any.
-    """
-    inside = [s for s in samples if t0 <= s.t <= t1]
-    bins = _bins(inside, t0, t1, points)
-    counters = {name: counter for counter, name in RATES.items()}
-    series: dict[str, Any] = {"t_s": [round(bin_[-1].t - t0, 3) for bin_ in bins]}
-    for signal in STRIP_SIGNALS:
-        if signal in counters:
-            values = _rates_by_bin(bins, counters[signal])
-        else:
-            values = [_median_of(bin_, signal) for bin_ in bins]
-        if any(value is not None for value in values):
-            series[signal] = values
-    reasons = [sorted({r for s in bin_ for r in s.throttle or ()}) for bin_ in bins]
-    if any(reasons):
-        series["throttle"] = reasons
-    return series
-
-
 def rank(verdict: str | None) -> int:
     """0 for the gravest verdict; what is no verdict comes last."""
     told = [str(v) for v in _GRAVEST_FIRST]
@@ -167,7 +137,7 @@ def _seen(
     for counter, name in RATES.items():
         rates = _rates(counted, counter)
         if rates:
-            signals[name] = _figures(rates, mean=_rate(counted, counter))
+            signals[name] = _figures(rates, mean=rate_of(counted, counter))
     seen: dict[str, Any] = {"signals": signals}
     if "others_cores" in signals:
         seen["others"] = _offenders(counted)
@@ -195,7 +165,7 @@ def _gauges(samples: Sequence[Sample]) -> dict[str, list[float]]:
     return values
 
 
-def _rate(samples: Sequence[Sample], counter: str) -> float | None:
+def rate_of(samples: Sequence[Sample], counter: str) -> float | None:
     """Growth a second between the first and the last that count it."""
     told = [s for s in samples if counter in s.counters]
     if len(told) < 2 or told[-1].t <= told[0].t:
@@ -214,7 +184,7 @@ def _rates(samples: Sequence[Sample], counter: str) -> list[float]:
         if sample.t - marks[-1].t >= _SPAN_S:
             marks.append(sample)
     marks[max(1, len(marks) - 1) :] = [told[-1]]
-    rates = (_rate(pair, counter) for pair in itertools.pairwise(marks))
+    rates = (rate_of(pair, counter) for pair in itertools.pairwise(marks))
     return [rate for rate in rates if rate is not None]
 
 
@@ -225,7 +195,7 @@ def _figures(values: Sequence[float], mean: float | None = None) -> dict[str, fl
         "max": max(values),
         "mean": statistics.fmean(values) if mean is None else mean,
     }
-    return {name: _round(value) for name, value in figures.items()}
+    return {name: rounded(value) for name, value in figures.items()}
 
 
 def _offenders(samples: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -237,7 +207,7 @@ def _offenders(samples: Sequence[Sample]) -> list[dict[str, Any]]:
         return []
     duration = samples[-1].t - samples[0].t
     return [
-        {"name": name, "cores": _round(seconds / max(duration, _SPAN_S))}
+        {"name": name, "cores": rounded(seconds / max(duration, _SPAN_S))}
         for name, seconds in spent.most_common(_OFFENDERS)
     ]
 
@@ -279,6 +249,8 @@ def _findings(
     if is_gpu and "throttle" not in seen:
         why = seen["absent"].get("throttle", "no sample tells it")
         findings.append(("unknown", f"whether the GPU was slowed down cannot be seen: {why}"))
+    if is_gpu and "gpu_others" not in seen and (why := seen["absent"].get("gpu_others")):
+        findings.append(("unknown", f"whether others are on the GPU cannot be seen: {why}"))
     if not is_gpu and "others_cores" not in seen["signals"]:
         why = seen["absent"].get("others_cores", "too few samples")
         findings.append(("unknown", f"what other processes did cannot be seen: {why}"))
@@ -345,37 +317,6 @@ def _of_cores(
     return findings
 
 
-# ---- strip -----------------------------------------------------------------------------
-
-
-def _bins(samples: Sequence[Sample], t0: float, t1: float, points: int) -> list[list[Sample]]:
-    """Samples in at most ``points`` equal stretches of time, without the empty ones."""
-    if points < 1:
-        raise ValueError(f"points must be at least 1, got {points}")
-    bins: dict[int, list[Sample]] = {}
-    for sample in samples:
-        place = int((sample.t - t0) / max(t1 - t0, 1e-9) * points)
-        bins.setdefault(min(place, points - 1), []).append(sample)
-    return [bins[place] for place in sorted(bins)]
-
-
-def _median_of(samples: Sequence[Sample], signal: str) -> float | None:
-    values = [s.gauges[signal] for s in samples if signal in s.gauges]
-    return _round(statistics.median(values)) if values else None
-
-
-def _rates_by_bin(bins: Sequence[Sequence[Sample]], counter: str) -> list[float | None]:
-    """Growth a second up to the last of each stretch that counts, since the one before."""
-    rates: list[float | None] = []
-    last: Sample | None = None
-    for bin_ in bins:
-        told = [s for s in bin_ if counter in s.counters]
-        rate = _rate([last or told[0], told[-1]], counter) if told else None
-        rates.append(None if rate is None else _round(rate))
-        last = told[-1] if told else last
-    return rates
-
-
-def _round(value: float) -> float:
+def rounded(value: float) -> float:
     """Four significant digits: a record is read by people too."""
     return float(f"{value:.4g}")

@@ -24,6 +24,7 @@ from attnbench.stats import Interval
 TENSORS = ("out", "dq", "dk", "dv")
 
 _HEIGHT = 190
+_WIDEST = 8.0  # an interval is drawn to so many times its median
 _CROSS = "M-.7,-.7L.7,.7M.7,-.7L-.7,.7"
 _WHERE_LABELLED: Any = {"condition": {"test": "datum.label === ''", "value": 0}, "value": 1}
 # Of these an axis shows what lies within it.
@@ -65,12 +66,22 @@ class Measure:
     has_interval: bool = True
 
     def of(self, point: Point) -> Interval | None:
-        """The value in plain units, or None where it was not measured."""
+        """The value in plain units, as it is drawn, or None where it was not measured."""
         if self.name == "memory":
             memory = point.record.memory
             peak = memory.peak_bytes if memory else None
             return None if peak is None else Interval(peak, peak, peak)
-        return point.rate if self.name == "rate" else point.time_s
+        value = point.rate if self.name == "rate" else point.time_s
+        return None if value is None else drawn(value)
+
+
+def drawn(value: Interval) -> Interval:
+    """An interval that leaves room for others in a chart; texts and tables have it whole.
+
+    Two processes that differ much leave the median open by powers of ten.
+    """
+    low, high = value.median / _WIDEST, value.median * _WIDEST
+    return Interval(value.median, max(value.low, low), min(value.high, high))
 
 
 def measure(view: Lines, scope: Scope) -> Measure:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnbench.record import TensorAccuracy
-from attnbench.report.charts import error_chart, line_chart, measure
+from attnbench.report.charts import drawn, error_chart, line_chart, measure
 from attnbench.report.definition import Accuracy, Definition, Lines
 from attnbench.report.fields import order
 from attnbench.report.points import MEASURES, Point
@@ -17,8 +17,8 @@ from attnbench.stats import Interval
 
 _FIRST_FILTERS = ("direction", "dtype", "mask")
 _TEXTS = (
-    "time", "rate", "speedup", "roofline", "energy", "memory", "memory_parts", "memory_note",
-    "error",
+    "time", "host_time", "how", "rate", "speedup", "roofline", "energy", "memory",
+    "memory_parts", "memory_note", "error",
 )  # fmt: skip
 
 
@@ -136,4 +136,7 @@ def _short(value: float | None, digits: int = 6) -> float | None:
 
 
 def _triple(value: Interval | None) -> list[float | None] | None:
-    return None if value is None else [_short(v) for v in (value.median, value.low, value.high)]
+    if value is None:
+        return None
+    shown = drawn(value)
+    return [_short(v) for v in (shown.median, shown.low, shown.high)]

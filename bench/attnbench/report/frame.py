@@ -16,6 +16,7 @@ from attnbench.record import Memory
 from attnbench.report.points import MEASURES, Point, load_points
 from attnbench.stats import Interval
 
+_HOW = ("converged", "clock", "method", "cache")  # fields of the samples
 _BYTES = tuple(name for name in Memory.model_fields if name.endswith("_bytes"))
 _ERRORS = (
     *(name for m in MEASURES for name in (m, f"{m}_allowed")), "naive_rel_l2", "naive_max_abs",
@@ -28,7 +29,9 @@ def load_frame(results: Sequence[Path]) -> pd.DataFrame:
     Columns: identity (``id``, ``suite``, ``implementation`` with its options, ``machine``,
     ``device``, ``environment``), the problem's fields (``seqlen_q``, ``dtype``, ``mask``,
     …), ``status`` and ``reason``; ``median_s``, ``tflops`` and ``speedup`` (against the
-    suite's baseline), each with ``…low`` and ``…high`` of its 95 % interval; ``flops``,
+    suite's baseline), each with ``…low`` and ``…high`` of its 95 % interval;
+    ``host_median_s`` likewise, on CUDA; how it was timed, as ``clock``, ``method`` and
+    ``cache``, and whether it ``converged``; ``flops``,
     ``ideal_bytes``, ``intensity`` (FLOPs a byte); ``roofline_share`` and ``roofline_bound``;
     ``gross_joules``, ``net_joules`` and ``joules_per_token`` (gross); ``disturbance``, the
     telemetry's verdict; ``peak_bytes``, ``saved_bytes``; for each
@@ -65,7 +68,8 @@ def _row(point: Point) -> dict[str, Any]:
         "problem_id": record.problem_id,
         **point.fields,
         **_interval("median_s", "low_s", "high_s", point.time_s),
-        "converged": record.samples.converged if record.samples else None,
+        **_interval("host_median_s", "host_low_s", "host_high_s", point.host_s),
+        **{name: getattr(record.samples, name, None) for name in _HOW},
         **_interval("tflops", "tflops_low", "tflops_high", point.rate, 1e-12),
         **_interval("speedup", "speedup_low", "speedup_high", point.speedup),
         "flops": point.flops,

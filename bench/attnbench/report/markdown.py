@@ -137,7 +137,7 @@ def _failure_table(failures: Sequence[tables.Failure]) -> list[str]:
     for failure in failures[:_MOST_FAILURES]:
         cells = [
             failure.look.name, failure.status, str(len(failure.points)),
-            _clip(failure.reason), failure.points[0].label,
+            clip(failure.reason), failure.points[0].label,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(escape(cell) for cell in cells)} |")
     left = len(failures) - _MOST_FAILURES
@@ -147,7 +147,7 @@ def _failure_table(failures: Sequence[tables.Failure]) -> list[str]:
 def _problems(problems: Sequence[str]) -> list[str]:
     if not problems:
         return []
-    lines = [f"- {escape(_clip(line))}" for line in problems[:_MOST_PROBLEMS]]
+    lines = [f"- {escape(clip(line))}" for line in problems[:_MOST_PROBLEMS]]
     left = len(problems) - _MOST_PROBLEMS
     lines += [f"- and {left} more"] if left > 0 else []
     return ["## To know about these results", "", *lines, ""]
@@ -172,8 +172,9 @@ def _cut(lines: Iterable[str], room: int) -> list[str]:
     return kept
 
 
-def _clip(text: str) -> str:
-    return text if len(text) <= _MOST_CELL else text[: _MOST_CELL - 1] + "…"
+def clip(text: str, most: int = _MOST_CELL) -> str:
+    """The beginning of a text that is longer than a cell may be."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _size(lines: Iterable[str]) -> int:

@@ -19,7 +19,7 @@ from attnbench.limits import place_record
 from attnbench.masks import parse_mask
 from attnbench.measure.power import joules_per_token
 from attnbench.problem import Problem
-from attnbench.record import Record, TensorAccuracy
+from attnbench.record import Record, Samples, TensorAccuracy
 from attnbench.report.environments import Environment, load_environments
 from attnbench.roofline import Place
 from attnbench.spec import format_spec, parse_spec
@@ -36,6 +36,7 @@ class Point:
         machine: equal for points whose figures may be compared.
         label: the problem in a line.
         time_s: seconds a call; rate: FLOP/s; speedup: baseline's time over this time.
+        host_s: wall time of the eager call; None where ``time_s`` is host time itself.
         flops, ideal_bytes: of the problem; None where this attnbench cannot read it.
         joules_per_token: gross, a query token; None where energy was not measured.
         place: of the median under the roofline; None without ceilings.
@@ -48,6 +49,7 @@ class Point:
     flops: int | None = None
     ideal_bytes: int | None = None
     time_s: Interval | None = None
+    host_s: Interval | None = None
     rate: Interval | None = None
     speedup: Interval | None = None
     place: Place | None = None
@@ -175,9 +177,18 @@ def speedup(baseline: Interval, own: Interval) -> Interval:
 
 def _bare(record: Record, machine: str) -> Point:
     """A point without what only a readable problem can tell."""
-    samples = record.samples
-    time_s = Interval(samples.median_s, samples.low_s, samples.high_s) if samples else None
-    return Point(record, _flat_fields(record), machine, record.problem_id, time_s=time_s)
+    return Point(
+        record,
+        _flat_fields(record),
+        machine,
+        record.problem_id,
+        time_s=_interval(record.samples),
+        host_s=_interval(record.host_samples),
+    )
+
+
+def _interval(samples: Samples | None) -> Interval | None:
+    return Interval(samples.median_s, samples.low_s, samples.high_s) if samples else None
 
 
 def _derive(point: Point, problem: Problem) -> Point:

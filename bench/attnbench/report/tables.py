@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnbench.record import STATUSES, Memory, Status
+from attnbench.record import STATUSES, Memory, Samples, Status
 from attnbench.report import units
 from attnbench.report.fields import natural
 from attnbench.report.points import Point
@@ -70,6 +70,8 @@ def figures(point: Point) -> dict[str, str]:
     memory, worst = point.record.memory, point.worst_error
     texts = {
         "time": point.time_s and units.interval(point.time_s, units.SECONDS),
+        "host_time": point.host_s and units.interval(point.host_s, units.SECONDS),
+        "how": point.record.samples and how_text(point.record.samples),
         "rate": point.rate and units.interval(point.rate, units.FLOPS),
         "speedup": point.speedup and speedup_text(point),
         "roofline": point.place and share_text(point.place),
@@ -99,14 +101,30 @@ def memory_parts(memory: Memory) -> str:
     )
 
 
+def how_text(samples: Samples) -> str:
+    """``device clock, cuda graph of events, cold caches``, and why no better way was taken."""
+    caches = f"{samples.cache} caches" if samples.cache else ""
+    told = ", ".join(filter(None, [f"{samples.clock} clock", samples.method, caches]))
+    return f"{told} ({samples.fallback})" if samples.fallback else told
+
+
 def energy_text(point: Point) -> str:
-    """``2.00 J [1.98, 2.02], 1.95 mJ a token``, or nothing."""
+    """``2.00 J [1.98, 2.02], 1.95 mJ a token; net 1.70 J [1.67, 1.73]``, or why there is none.
+
+    Nothing where nobody asked for it.
+    """
     energy = point.record.energy
-    if energy is None or point.joules_per_token is None:
-        return ""
-    call = Interval(energy.gross_j, energy.gross_low_j, energy.gross_high_j)
-    token = units.quantity(point.joules_per_token, units.JOULES)
-    return f"{units.interval(call, units.JOULES)}, {token} a token"
+    if energy is None:
+        absent = point.record.energy_absent
+        return f"none: {absent}" if absent else ""
+    gross = Interval(energy.gross_j, energy.gross_low_j, energy.gross_high_j)
+    text = units.interval(gross, units.JOULES)
+    if point.joules_per_token is not None:
+        text += f", {units.quantity(point.joules_per_token, units.JOULES)} a token"
+    if energy.net_j is not None and energy.net_low_j is not None and energy.net_high_j is not None:
+        net = Interval(energy.net_j, energy.net_low_j, energy.net_high_j)
+        return f"{text}; net {units.interval(net, units.JOULES)}"
+    return f"{text}; net: none: {energy.net_absent}" if energy.net_absent else text
 
 
 def share_text(place: Place) -> str:

@@ -353,6 +353,7 @@
     tell(scope.axis.label, String(row.x));
     if (row.status !== "ok") tell("status", row.status);
     tell("time", row.time_text && row.time_text + (row.wide ? WIDER : ""));
+    tell("host time", row.host_time_text);
     tell("rate", row.rate_text);
     tell("speed-up", row.speedup_text);
     tell("roofline", row.roofline_text);
@@ -397,15 +398,17 @@
     row_rel: [["relative L2 error of the worst row (allowed)", (r) => errorsText(r, "row_rel")]],
   };
   COLUMNS.all = [
-    ...COLUMNS.latency, ...COLUMNS.rate, ["speed-up", "speedup_text", (r) => r.rate?.[0]],
+    ...COLUMNS.latency, ["host time", "host_time_text"], ["timed by", "how_text"],
+    ...COLUMNS.rate, ["speed-up", "speedup_text", (r) => r.rate?.[0]],
     ["share of roofline", "roofline_text", (r) => r.roofline_text && parseFloat(r.roofline_text)],
     ["energy of a call", "energy_text"],
     ...COLUMNS.memory, ["worst error", "error_text"], ["reason", "reason"],
     ["command", (r) => data.scopes[state.scope].command + r.command],
     ["id", "id"],
   ];
-  const WIDE = new Set(["reason", "command", "memory note"]);
-  const RARE = new Set(["share of roofline", "energy of a call"]);  // left out where nobody has them
+  const WIDE = new Set(["reason", "command", "memory note", "timed by"]);
+  // Left out where nobody has them.
+  const RARE = new Set(["host time", "timed by", "share of roofline", "energy of a call"]);
 
   function errorsText(row, measure) {
     const at = MEASURES[measure];
