@@ -18,6 +18,7 @@ import torch
 _now = time.perf_counter
 _sleep = time.sleep
 _clock_ns = time.clock_gettime_ns
+_process_ns = time.process_time_ns
 
 _NAP_S = 1e-3
 _QUIET_NS = 100_000  # of CPU time in a nap: putting a result away and falling asleep
@@ -107,7 +108,7 @@ def _ended_ns() -> int:
     for tid in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             alive_ns += _clock_ns(_clock_of(int(tid)))
-    return time.process_time_ns() - alive_ns
+    return _process_ns() - alive_ns
 
 
 def _name(tid: int) -> str:
