@@ -35,12 +35,12 @@ def launch_interpreted(kernel: Any, grid: tuple[int, ...], arguments: dict[str, 
         arguments: by name; launch options such as ``num_warps`` are left out by the caller.
     """
     with _interpreting():
-        _as_python(kernel)[grid](**arguments)
+        _as_python(kernel.fn)[grid](**arguments)
 
 
 @functools.cache
-def _as_python(kernel: Any) -> Any:
-    return InterpretedFunction(kernel.fn)
+def _as_python(function: Callable[..., Any]) -> Any:
+    return InterpretedFunction(function)
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def _interpreting() -> Iterator[None]:
     scope = interpreter._patch_lang(_here)
     try:
         scope.set_attr(interpreter, "_patch_lang", lambda fn: interpreter._LangPatchScope())
-        scope.set_attr(JITFunction, "__call__", lambda self, *a, **k: _as_python(self)(*a, **k))
+        scope.set_attr(JITFunction, "__call__", lambda self, *a, **k: _as_python(self.fn)(*a, **k))
         scope.set_attr(builder, "create_dot", _dot_of(builder.create_dot))
         scope.set_attr(builder, "cast_impl", _cast_of(builder.cast_impl))
         # As on a GPU: −inf − −inf is NaN without a word, and a row of NaN has no maximum.
