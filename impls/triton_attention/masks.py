@@ -115,8 +115,9 @@ def _list(problem: Problem, own: Side, config: Config, device: torch.device) -> 
         blocks = order[row, :count]
         table[row, 2 : 2 + 2 * count : 2] = blocks
         table[row, 3 : 3 + 2 * count : 2] = pattern[row, blocks]
-    to = {"device": device}
-    return Walk("blocks", False, table=torch.from_numpy(table).to(**to), patterns=patterns.to(**to))
+    return Walk(
+        "blocks", False, table=torch.from_numpy(table).to(device), patterns=patterns.to(device)
+    )
 
 
 def _states(problem: Problem, config: Config) -> Ints:
