@@ -163,7 +163,7 @@ def _visit_queries(
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
     """Blocks ``begin … end`` of queries, or of the list; tiles are transposed, keys first."""
-    for step in tl.range(begin, end):
+    for step in tl.range(begin, end, num_stages=1 if PARTIAL else None):
         block = step
         if MASK == "blocks":
             block = tl.load(list_ptr + 2 + 2 * step)
@@ -304,7 +304,7 @@ def _visit_keys(
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
     """Blocks ``begin … end`` of keys, or of the list."""
-    for step in tl.range(begin, end):
+    for step in tl.range(begin, end, num_stages=1 if PARTIAL else None):
         block = step
         if MASK == "blocks":
             block = tl.load(list_ptr + 2 + 2 * step)

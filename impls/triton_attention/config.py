@@ -21,16 +21,16 @@ class Config:
 
 # By the larger of head_dim and head_dim_v, padded: (forward, dK/dV, dQ).
 _HALF = {
-    32: (Config(128, 64, 4, 3), Config(64, 128, 4, 3), Config(128, 64, 4, 3)),
-    64: (Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
-    128: (Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
+    32: (Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(128, 64, 4, 3)),
+    64: (Config(128, 64, 8, 3), Config(32, 128, 8, 2), Config(128, 64, 8, 2)),
+    128: (Config(128, 64, 8, 2), Config(32, 128, 8, 2), Config(128, 32, 8, 2)),
     256: (Config(64, 32, 8, 2), Config(32, 32, 8, 1), Config(32, 32, 8, 1)),
 }
 _SINGLE = {
     32: (Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(64, 32, 4, 2)),
-    64: (Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
-    128: (Config(32, 32, 4, 2), Config(32, 32, 8, 1), Config(32, 32, 8, 1)),
-    256: (Config(16, 16, 4, 2), Config(16, 16, 4, 1), Config(16, 16, 4, 1)),
+    64: (Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    128: (Config(32, 32, 8, 2), Config(32, 32, 8, 1), Config(32, 16, 8, 1)),
+    256: (Config(16, 16, 4, 2), Config(16, 16, 8, 1), Config(16, 16, 4, 1)),
 }
 # In the interpreter an operation costs the same whatever the tile; small enough that the
 # small problems of tests still have several tiles, and not square, so that M is not N.

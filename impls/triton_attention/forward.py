@@ -118,7 +118,7 @@ def _visit(
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
     """Blocks ``begin … end`` of keys, or of the list; PARTIAL if not all of each is visible."""
-    for step in tl.range(begin, end):
+    for step in tl.range(begin, end, num_stages=1 if PARTIAL else None):
         block = step
         if MASK == "blocks":
             block = tl.load(list_ptr + 2 + 2 * step)
