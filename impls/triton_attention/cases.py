@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
-from .config import Config, configs, padded
+from .config import Config, configs, decode_config, padded
+from .decode import decode_kernel, merge_kernel
 from .dropout import keep_kernel
 from .forward import forward_kernel
 
@@ -19,7 +20,7 @@ Case = Mapping[str, Any]
 """name, kernel, signature, constexprs, num_warps, num_stages, expects."""
 
 _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
-_FLOAT32 = ("lse_ptr", "delta_ptr", "slopes_ptr")
+_FLOAT32 = ("lse_ptr", "delta_ptr", "slopes_ptr", "parts_ptr", "part_lse_ptr")
 _FLOATS = ("scale", "softcap", "dropout_p")
 _PLAIN = {
     "HEAD_DIM": 64, "HEAD_DIM_V": 64, "MASK": "band", "HAS_LOW": False, "SOFTCAP": False,
@@ -47,6 +48,8 @@ def cases() -> Iterator[Case]:
                 changes = {"HEAD_DIM": dim, "HEAD_DIM_V": dim}
                 yield from _attention_cases(f"head_dim-{dim}", dtype, changes)
     yield from _attention_cases("tf32", "fp32", {"PRECISION": "tf32"})
+    constants = {"HEAD_DIM_V": 128, "DIM_V": 128, "SHARES": 128}
+    yield _case("merge-bf16", merge_kernel, "bf16", constants, Config(1, 0, 8, 1), set())
     constants = {"HEAD_DIM_V": 80, "DIM_V": 128, "BLOCK_M": 64}
     yield _case("delta-bf16", delta_kernel, "bf16", constants, Config(64, 0, 4, 1), set())
     constants = {"BLOCK_M": 64, "BLOCK_N": 64}
@@ -60,11 +63,15 @@ def _attention_cases(feature: str, dtype: str, changes: Mapping[str, Any]) -> It
     # Exact float32 products are made of scalar FMAs; all others of tensor-core instructions.
     is_exact = dtype == "fp32" and told["PRECISION"] == "ieee"
     expects = set() if is_exact else {"tensor_cores"}
-    for kernel, config in (
+    kernels = [
         (forward_kernel, chosen.forward),
         (dkdv_kernel, chosen.dkdv),
         (dq_kernel, chosen.dq),
-    ):
+    ]
+    decode = decode_config(1, 8, dim, _BYTES[dtype])
+    if decode is not None and told["MASK"] != "blocks" and not told["DROPOUT"]:
+        kernels.append((decode_kernel, decode))
+    for kernel, config in kernels:
         constants = {
             **told,
             "DIM": padded(told["HEAD_DIM"]),

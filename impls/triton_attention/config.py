@@ -60,6 +60,41 @@ def configs(dim: int, element_bytes: int, *, interpreted: bool = False) -> Confi
     return Configs(*table[max(32, padded(dim))])
 
 
+_FEW_QUERIES = 16
+_MOST_ROWS = 64  # of a decode tile
+_MOST_SHARES = 128  # which one program merges
+_PROGRAMS_PER_PROCESSOR = 2
+
+
+def decode_config(seqlen_q: int, group: int, dim: int, element_bytes: int) -> Config | None:
+    """The configuration for splitting keys among programs, or None where queries are not few.
+
+    Args:
+        seqlen_q: number of queries.
+        group: query heads that share a key head; their rows are one tile.
+        dim: the larger of head_dim and head_dim_v.
+        element_bytes: of q, k and v.
+    """
+    if seqlen_q > _FEW_QUERIES or seqlen_q * group > _MOST_ROWS:
+        return None
+    tile = 8192 if element_bytes == 2 else 2048  # elements; float32 products need registers
+    block_n = max(16, min(64, tile // padded(dim)))
+    return Config(padded(seqlen_q * group), block_n, 4, 2)
+
+
+def shares_of(seqlen_k: int, block_n: int, heads: int, processors: int) -> int:
+    """Among how many programs the keys of a head are split, so that every processor has some.
+
+    Args:
+        seqlen_k: number of keys.
+        block_n: keys that a program takes at once.
+        heads: batch × heads_kv.
+        processors: streaming multiprocessors of the device.
+    """
+    wanted = -(-processors * _PROGRAMS_PER_PROCESSOR // heads)
+    return max(1, min(wanted, -(-seqlen_k // block_n), _MOST_SHARES))
+
+
 def padded(dim: int) -> int:
     """The tile's width for a head dimension: a power of two, and at least 16 for tensor cores."""
     return max(16, 1 << (dim - 1).bit_length())

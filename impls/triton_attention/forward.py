@@ -79,19 +79,19 @@ def forward_kernel(
     sum_M = tl.zeros([BLOCK_M], tl.float32)
     acc_ME = tl.zeros([BLOCK_M, DIM_V], tl.float32)
     if HAS_LOW:
-        top_M, sum_M, acc_ME = _visit(
+        top_M, sum_M, acc_ME = visit(
             top_M, sum_M, acc_ME, first, whole, q_MD, k_base, v_base, m, low_M, high_M,
             list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
             shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
             BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
         )  # fmt: skip
-    top_M, sum_M, acc_ME = _visit(
+    top_M, sum_M, acc_ME = visit(
         top_M, sum_M, acc_ME, whole, rest, q_MD, k_base, v_base, m, low_M, high_M,
         list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
         shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
         BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, False,
     )  # fmt: skip
-    top_M, sum_M, acc_ME = _visit(
+    top_M, sum_M, acc_ME = visit(
         top_M, sum_M, acc_ME, rest, last, q_MD, k_base, v_base, m, low_M, high_M,
         list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
         shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
@@ -109,7 +109,7 @@ def forward_kernel(
 
 
 @triton.jit
-def _visit(
+def visit(
     top_M, sum_M, acc_ME, begin, end, q_MD, k_base, v_base, m, low_M, high_M,
     list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
     shift, scale, softcap, alibi_slope, dropout_p, seed,

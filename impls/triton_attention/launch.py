@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from attnbench import Problem, alibi_slopes
 
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
-from .config import Config, configs, padded
+from .config import Config, configs, decode_config, padded, shares_of
+from .decode import decode_kernel, merge_kernel
 from .dropout import keep_kernel
 from .forward import forward_kernel
 from .interpret import launch_interpreted
@@ -45,6 +46,13 @@ class FusedAttention:
         self.configs = configs(dim, p.element_bytes, interpreted=interpret)
         self.walk = walk_of(p, "queries", self.configs.forward, device)
         self.device = device
+        self.decode: Config | None = None  # how keys are split, where queries are few
+        if p.dropout_p == 0 and self.walk.form != "blocks":
+            group = p.heads_q // p.heads_kv
+            self.decode = decode_config(p.seqlen_q, group, dim, p.element_bytes)
+        if self.decode is not None:
+            heads, block_n = p.batch * p.heads_kv, self.decode.block_n
+            self.shares = shares_of(p.seqlen_k, block_n, heads, _processors(device))
         self.slopes_H = torch.tensor(alibi_slopes(p.heads_q), device=device) if p.alibi else None
         self.seed: torch.Tensor | None = None  # of the last call's dropout
         self.constants = {
@@ -103,6 +111,8 @@ class FusedAttention:
         The LSE is that of the logits times log2(e), and −inf where a row sees nothing.
         """
         p, config = self.problem, self.configs.forward
+        if self.decode is not None:
+            return self._forward_split(self.decode, q_BHMD, k_BGND, v_BGNE)
         out_BHME = q_BHMD.new_empty((p.batch, p.heads_q, p.seqlen_q, p.head_dim_v))
         lse_BHM = q_BHMD.new_empty((p.batch, p.heads_q, p.seqlen_q), dtype=torch.float32)
         if p.dropout_p > 0:
@@ -113,6 +123,32 @@ class FusedAttention:
             lse_ptr=lse_BHM, seed_ptr=self.seed,
             **self.constants, **self.walk.arguments(),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+        )  # fmt: skip
+        return out_BHME, lse_BHM
+
+    def _forward_split(
+        self, config: Config, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The forward of a decode step: keys are split among programs."""
+        p = self.problem
+        rows_BHM = (p.batch, p.heads_q, p.seqlen_q)
+        shares = self.shares
+        parts_SBHME = q_BHMD.new_empty((shares, *rows_BHM, p.head_dim_v), dtype=torch.float32)
+        part_lse_SBHM = q_BHMD.new_empty((shares, *rows_BHM), dtype=torch.float32)
+        self._launch(
+            decode_kernel, shares * p.batch * p.heads_kv, config,
+            **_with_strides(q=q_BHMD), **_with_strides("n", k=k_BGND, v=v_BGNE),
+            parts_ptr=parts_SBHME, lse_ptr=part_lse_SBHM, seed_ptr=None, batch=p.batch,
+            shares=shares, **self.constants, **self.walk.arguments(),
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+        )  # fmt: skip
+        out_BHME = q_BHMD.new_empty((*rows_BHM, p.head_dim_v))
+        lse_BHM = q_BHMD.new_empty(rows_BHM, dtype=torch.float32)
+        self._launch(
+            merge_kernel, lse_BHM.numel(), Config(1, 0, 8, 1),
+            parts_ptr=parts_SBHME, part_lse_ptr=part_lse_SBHM, out_ptr=out_BHME, lse_ptr=lse_BHM,
+            rows=lse_BHM.numel(), shares=shares, HEAD_DIM_V=p.head_dim_v,
+            DIM_V=padded(p.head_dim_v), SHARES=triton.next_power_of_2(shares),
         )  # fmt: skip
         return out_BHME, lse_BHM
 
@@ -186,6 +222,13 @@ class _Attend(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         *inputs, out_BHME, lse_BHM = ctx.saved_tensors
         return (*ctx.attention.backward(inputs, out_BHME, lse_BHM, ctx.seed, grad_BHME), None)
+
+
+def _processors(device: torch.device) -> int:
+    """Streaming multiprocessors; for the interpreter a few, so that small problems are split."""
+    if device.type == "cpu":
+        return 8
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _with_strides(row: str = "m", **tensors: torch.Tensor) -> dict[str, Any]:

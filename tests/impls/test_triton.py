@@ -56,8 +56,9 @@ QUICK = (
     "masked-rows-gradients", "masked-rows-bfloat16-gradients", "dtype-bfloat16-causal-gradients",
     "dtype-float16-causal-gradients", "inputs-large-gradients", "inputs-peaky-bfloat16-gradients",
     "scale-negative-gradients", "softcap-causal-gradients", "alibi-causal-cross-gradients",
-    "dropout-causal-gqa-gradients", "decode-gqa", "backward-alone", "strides-qkv-gradients",
-    "strides-expanded-gradients", "new-contents-gradients", "batch-apart-nan-gradients",
+    "dropout-causal-gqa-gradients", "decode", "decode-4", "decode-gqa", "backward-alone",
+    "strides-qkv-gradients", "strides-expanded-gradients",
+    "new-contents-gradients", "batch-apart-nan-gradients",
     "nan-in-q-causal", "nan-in-k-causal", "nan-in-v-causal",
 )  # fmt: skip
 
@@ -137,7 +138,19 @@ def span_without_masking(low, high, BLOCK: tl.constexpr):
     return 0, 0, tl.cdiv(tl.max(high, 0), BLOCK), 0
 
 
+@triton.jit
+def from_another_row(
+    index, table_ptr, table_stride, own_length, other_length, shift, behind, ahead,
+    MASK: tl.constexpr,
+):  # fmt: skip
+    low = tl.maximum(index + shift - behind, 0)
+    return low, tl.minimum(index * 0 + shift + 1, other_length)
+
+
 BROKEN = (
+    ("decode", "interval_of", from_another_row, "decode-4"),
+    ("decode", "span_of", span_one_short, "decode-gqa"),
+    ("decode", "span_of", span_without_masking, "decode"),
     ("forward", "span_of", span_one_short, "seqlen-65"),
     ("forward", "span_of", span_without_masking, "mask-causal"),
     ("forward", "visible_in", without_high_end, "seqlen-65"),
@@ -153,9 +166,11 @@ BROKEN = (
     ("backward", "span_of", span_one_short, "seqlen-65-gradients"),
     ("backward", "visible_in", without_high_end, "mask-causal-gradients"),
     ("backward", "visible_in", without_low_end, "mask-causal-gradients"),
+    ("backward", "visible_in", without_low_end, "mask-window-window=9-gradients"),
     ("backward", "visible_in", without_low_end, "mask-document-count=3-gradients"),
     ("backward", "visible_in", without_high_end, "mask-prefix-prefix=20-gradients"),
     ("backward", "visible_by_pattern", without_pattern, "mask-strided-stride=8-gradients"),
+    ("backward", "visible_by_pattern", without_pattern, "mask-block_sparse-block=16-gradients"),
     ("backward", "logits_of", without_softcap_slope, "softcap-gradients"),
     ("backward", "logits_of", without_extras, "alibi-gradients"),
     ("backward", "dlogits_of", without_delta, "seqlen-65-gradients"),
@@ -189,27 +204,41 @@ def test_a_wrong_causal_offset_is_found(case: str, monkeypatch: pytest.MonkeyPat
     assert run(case).status == "incorrect"
 
 
-@pytest.mark.parametrize(
-    ("constants", "case"),
-    [
-        ({"group": 1}, "mqa"),
-        ({"scale": 0.1}, "seqlen-65"),
-        ({"HEAD_DIM": 32}, "head_dim-40"),
-        ({"HEAD_DIM_V": 32}, "head_dim_v-32-64"),
-    ],
+WRONG = (
+    ("forward_kernel", {"group": 1}, "mqa"),
+    ("forward_kernel", {"scale": 0.1}, "seqlen-65"),
+    ("forward_kernel", {"HEAD_DIM": 32}, "head_dim-40"),
+    ("forward_kernel", {"HEAD_DIM_V": 32}, "head_dim_v-32-64"),
+    ("forward_kernel", {"q_m": 32}, "strides-qkv"),
+    ("decode_kernel", {"scale": 0.1}, "decode"),
+    ("dkdv_kernel", {"heads_q": 2, "group": 1}, "gqa-gradients"),
+    ("dkdv_kernel", {"scale": 0.1}, "seqlen-65-gradients"),
+    ("dkdv_kernel", {"HEAD_DIM": 32}, "head_dim-40-gradients"),
+    ("dkdv_kernel", {"HEAD_DIM_V": 32}, "head_dim_v-32-64-gradients"),
+    ("dkdv_kernel", {"grad_h": 32}, "strides-expanded-gradients"),
+    ("dq_kernel", {"group": 1}, "mqa-gradients"),
+    ("dq_kernel", {"scale": 0.1}, "seqlen-65-gradients"),
+    ("dq_kernel", {"HEAD_DIM": 32}, "head_dim-40-gradients"),
+    ("dq_kernel", {"HEAD_DIM_V": 32}, "head_dim_v-32-64-gradients"),
 )
-def test_a_wrong_constant_is_found(
-    constants: dict[str, Any], case: str, monkeypatch: pytest.MonkeyPatch
+
+
+@pytest.mark.parametrize(
+    ("kernel", "arguments", "case"), WRONG,
+    ids=[f"{kernel}-{'-'.join(wrong)}-{case}" for kernel, wrong, case in WRONG],
+)  # fmt: skip
+def test_a_wrong_argument_is_found(
+    kernel: str, arguments: dict[str, Any], case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Wrong, but within the tensors: reading outside them could end the process."""
     fused = part("launch").FusedAttention
-    original = fused.__init__
+    launch, wrong = fused._launch, getattr(part("launch"), kernel)
 
-    def broken(self: Any, *arguments: Any) -> None:
-        original(self, *arguments)
-        self.constants |= constants
+    def broken(self: Any, launched: Any, *rest: Any, **right: Any) -> None:
+        launch(self, launched, *rest, **(right | arguments if launched is wrong else right))
 
-    monkeypatch.setattr(fused, "__init__", broken)
-    assert run(case).status in ("incorrect", "error")
+    monkeypatch.setattr(fused, "_launch", broken)
+    assert run(case).status == "incorrect"
 
 
 # ---- properties --------------------------------------------------------------------------
@@ -291,6 +320,67 @@ def test_a_call_copies_nothing() -> None:
         execution.step()
     interpreter = {"set_", "copy_", "detach", "view", "alias", "storage"}
     assert ran.names <= {"new_empty", "empty_like", "empty", *interpreter}
+
+
+# ---- decode ------------------------------------------------------------------------------
+
+MANY_KEYS = Problem.of(
+    batch=2, heads=6, heads_kv=2, seqlen_q=4, seqlen_k=300, head_dim=16, head_dim_v=24
+)
+
+
+@pytest.mark.parametrize(
+    ("shares", "changes"),
+    [
+        (1, {"mask": "causal"}),
+        (3, {"mask": "causal"}),
+        (7, {"mask": "causal"}),  # more than there are blocks
+        (3, {"mask": "window:window=100"}),
+        (3, {"mask": "prefix:prefix=20"}),
+        (2, {"softcap": 2.0, "alibi": True}),
+        (2, {"mask": "causal", "seqlen_q": 8, "seqlen_k": 5}),
+    ],
+    ids=str,
+)
+def test_splitting_keys_gives_the_same(
+    shares: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part("launch"), "shares_of", lambda *a: shares)
+    problem = Problem.of(**{**MANY_KEYS.to_json(), **changes})
+    execution, inputs = solve("triton", problem, interpret=True)
+    truth = reference(problem, inputs, gradients=False)
+    torch.testing.assert_close(
+        execution.results()["out"].double(), truth.out_BHME, atol=2e-6, rtol=1e-5
+    )
+    _, lse = execution.built.forward(*inputs.qkv())
+    torch.testing.assert_close(lse.double() * math.log(2), truth.lse_BHM, atol=1e-5, rtol=1e-6)
+
+
+@triton.jit
+def mean_of_shares(
+    parts_ptr, part_lse_ptr, out_ptr, lse_ptr, rows, shares,
+    HEAD_DIM_V: tl.constexpr, DIM_V: tl.constexpr, SHARES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    share, dim = tl.arange(0, SHARES)[:, None], tl.arange(0, DIM_V)[None, :]
+    places = parts_ptr + (share * rows + row) * HEAD_DIM_V + dim
+    parts = tl.load(places, mask=(share < shares) & (dim < HEAD_DIM_V), other=0.0)
+    mean = tl.sum(parts, 0) / shares
+    index = tl.arange(0, DIM_V)
+    tl.store(out_ptr + row * HEAD_DIM_V + index, mean, mask=index < HEAD_DIM_V)
+
+
+def test_shares_merged_without_their_lse_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part("launch"), "merge_kernel", mean_of_shares)
+    assert run("decode").status == "incorrect"
+
+
+def test_every_processor_has_a_share_and_no_share_is_without_keys() -> None:
+    shares_of = part("config").shares_of
+    assert shares_of(seqlen_k=100_000, block_n=64, heads=8, processors=132) == 33
+    assert shares_of(seqlen_k=100_000, block_n=64, heads=1, processors=132) == 128
+    assert shares_of(seqlen_k=130, block_n=64, heads=1, processors=132) == 3
+    assert shares_of(seqlen_k=10, block_n=64, heads=4096, processors=132) == 1
 
 
 # ---- masks -------------------------------------------------------------------------------
