@@ -34,6 +34,8 @@ _FEATURES: Mapping[str, Mapping[str, Any]] = {
     "softcap-alibi": {"SOFTCAP": True, "ALIBI": True},
     "dropout": {"DROPOUT": True},
     "head_dim_v": {"HEAD_DIM": 192, "HEAD_DIM_V": 128},
+    # Triton makes a constant of every size that is 1, and constants have other methods.
+    "size-1": dict.fromkeys(("batch", "heads_q", "group", "seqlen_q", "seqlen_k", "shares"), 1),
 }
 _DIMS = (16, 64, 80, 128, 256)
 
@@ -92,10 +94,11 @@ def _case(
     expects: set[str],
 ) -> Case:
     """With every argument's type; those that a feature leaves out are None."""
-    constexprs, signature = dict(constants), {}
+    constexprs: dict[str, Any] = {}
+    signature: dict[str, str] = {}
     for argument in inspect.signature(kernel.fn).parameters:
         if argument in constants:
-            signature[argument] = "constexpr"
+            signature[argument], constexprs[argument] = "constexpr", constants[argument]
         elif _is_absent(argument, constants):
             signature[argument], constexprs[argument] = "constexpr", None
         elif argument.endswith("_d"):  # the last axis is contiguous

@@ -109,7 +109,7 @@ def merge_kernel(
     share_S = tl.arange(0, SHARES)
     dim_E = tl.arange(0, DIM_V)
     is_share_S = share_S < shares
-    place_S = share_S * rows.to(tl.int64) + row
+    place_S = share_S.to(tl.int64) * rows + row
     lse_S = tl.load(part_lse_ptr + place_S, mask=is_share_S, other=float("-inf"))
     part_SE = tl.load(
         parts_ptr + place_S[:, None] * HEAD_DIM_V + dim_E[None, :],
