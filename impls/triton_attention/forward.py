@@ -1,0 +1,160 @@
+"""The forward: online softmax, one tile of queries against one block of keys after another.
+
+A program owns BLOCK_M query rows of one head. For each row it keeps the largest logit so
+far, the sum of ``exp2(logit − largest)`` and the output before normalisation, all in
+float32; when a block raises the maximum, what was summed before is scaled down. Blocks
+that are visible as a whole take a loop without masking, which is nearly all of them when
+sequences are long. Method: Dao 2023, arXiv 2307.08691, algorithm 1.
+
+Letters: B = batch, H = heads_q, G = heads_kv, M = query rows, N = keys, D = head_dim,
+E = head_dim_v; in kernels those of a tile.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .dropout import kept_by_dropout
+from .tiles import (
+    interval_of,
+    load_tile,
+    logits_of,
+    span_of,
+    store_tile,
+    visible_by_pattern,
+    visible_in,
+)
+
+
+@triton.jit
+def forward_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
+    q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m, out_d,
+    heads_q, group, seqlen_q, seqlen_k,
+    table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, HAS_LOW: tl.constexpr,
+    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Writes ``out`` and the log-sum-exp in base 2 (B, H, M), −inf where a row sees nothing.
+
+    Strides are in elements, by tensor and axis. ``group`` query heads share a key head.
+    """
+    tiles = tl.cdiv(seqlen_q, BLOCK_M)
+    tile = tiles - 1 - tl.program_id(0) % tiles  # the last rows of a causal mask see most
+    head = tl.program_id(0) // tiles
+    b = (head // heads_q).to(tl.int64)
+    h = head % heads_q
+    g = h // group
+
+    start = tile * BLOCK_M
+    m = start + tl.arange(0, BLOCK_M)
+    q_base = q_ptr + b * q_b + h.to(tl.int64) * q_h
+    k_base = k_ptr + b * k_b + g.to(tl.int64) * k_h
+    v_base = v_ptr + b * v_b + g.to(tl.int64) * v_h
+    q_MD = load_tile(q_base, start, seqlen_q, q_m, q_d, BLOCK_M, HEAD_DIM, DIM, True)
+    alibi_slope = 0.0
+    if ALIBI:
+        alibi_slope = tl.load(slopes_ptr + h)
+
+    shift = seqlen_k - seqlen_q
+    low_M, high_M = m, m
+    list_ptr = table_ptr
+    if MASK == "blocks":
+        list_ptr = table_ptr + tile.to(tl.int64) * table_stride
+        first, whole = 0, 0
+        rest = tl.load(list_ptr)
+        last = tl.load(list_ptr + 1)
+    else:
+        low_M, high_M = interval_of(
+            m, table_ptr, table_stride, seqlen_q, seqlen_k, shift, behind, ahead, MASK
+        )
+        first, whole, rest, last = span_of(low_M, high_M, BLOCK_N)
+
+    seed = 0
+    if DROPOUT:
+        seed = tl.load(seed_ptr)
+    top_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    sum_M = tl.zeros([BLOCK_M], tl.float32)
+    acc_ME = tl.zeros([BLOCK_M, DIM_V], tl.float32)
+    if HAS_LOW:
+        top_M, sum_M, acc_ME = visit(
+            top_M, sum_M, acc_ME, first, whole, q_MD, k_base, v_base, m, low_M, high_M,
+            list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
+            shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
+            BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
+        )  # fmt: skip
+    top_M, sum_M, acc_ME = visit(
+        top_M, sum_M, acc_ME, whole, rest, q_MD, k_base, v_base, m, low_M, high_M,
+        list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
+        shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
+        BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, False,
+    )  # fmt: skip
+    top_M, sum_M, acc_ME = visit(
+        top_M, sum_M, acc_ME, rest, last, q_MD, k_base, v_base, m, low_M, high_M,
+        list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
+        shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
+        BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
+    )  # fmt: skip
+
+    # A row that sees nothing has the sum 0; its output is zero, its LSE −inf + −inf = −inf.
+    norm_M = tl.where(sum_M == 0.0, 1.0, sum_M)
+    if DROPOUT:
+        norm_M = norm_M * (1.0 - dropout_p)
+    acc_ME = acc_ME / norm_M[:, None]
+    tl.store(lse_ptr + head.to(tl.int64) * seqlen_q + m, top_M + tl.log2(sum_M), mask=m < seqlen_q)
+    out_base = out_ptr + b * out_b + h.to(tl.int64) * out_h
+    store_tile(out_base, acc_ME, start, seqlen_q, out_m, out_d, BLOCK_M, HEAD_DIM_V, DIM_V)
+
+
+@triton.jit
+def visit(
+    top_M, sum_M, acc_ME, begin, end, q_MD, k_base, v_base, m, low_M, high_M,
+    list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
+    shift, scale, softcap, alibi_slope, dropout_p, seed,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
+):  # fmt: skip
+    """Blocks ``begin … end`` of keys, or of the list; PARTIAL if not all of each is visible."""
+    for step in tl.range(begin, end, num_stages=1 if PARTIAL else None):
+        block = step
+        if MASK == "blocks":
+            block = tl.load(list_ptr + 2 + 2 * step)
+        start = block * BLOCK_N
+        n = start + tl.arange(0, BLOCK_N)
+        k_ND = load_tile(k_base, start, seqlen_k, k_n, k_d, BLOCK_N, HEAD_DIM, DIM, PARTIAL)
+        dots_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION)
+        logits_MN, _ = logits_of(
+            dots_MN, (m + shift)[:, None], n[None, :], scale, softcap, alibi_slope, SOFTCAP, ALIBI
+        )
+        if PARTIAL:
+            if MASK == "blocks":
+                pattern = tl.load(list_ptr + 3 + 2 * step)
+                row_M, key_N = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+                visible_MN = visible_by_pattern(
+                    patterns_ptr, pattern, row_M[:, None], key_N[None, :], BLOCK_M, BLOCK_N
+                )
+            else:
+                visible_MN = visible_in(low_M[:, None], high_M[:, None], n[None, :])
+            logits_MN = tl.where(visible_MN, logits_MN, float("-inf"))
+
+        new_M = tl.maximum(top_M, tl.max(logits_MN, 1))
+        from_M = new_M
+        if PARTIAL:  # a row that has seen nothing yet: −inf − −inf would be NaN
+            from_M = tl.where(new_M == float("-inf"), 0.0, new_M)
+        weights_MN = tl.exp2(logits_MN - from_M[:, None])
+        keep_M = tl.exp2(top_M - from_M)
+        top_M = new_M
+        sum_M = sum_M * keep_M + tl.sum(weights_MN, 1)
+        if DROPOUT:
+            kept_MN = kept_by_dropout(
+                seed, head.to(tl.int64), m[:, None], n[None, :], seqlen_q, seqlen_k, dropout_p
+            )
+            weights_MN = tl.where(kept_MN, weights_MN, 0.0)
+        v_NE = load_tile(v_base, start, seqlen_k, v_n, v_d, BLOCK_N, HEAD_DIM_V, DIM_V, PARTIAL)
+        acc_ME = tl.dot(
+            weights_MN.to(v_NE.dtype), v_NE, acc_ME * keep_M[:, None], input_precision=PRECISION
+        )
+    return top_M, sum_M, acc_ME
