@@ -21,7 +21,7 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "==> pytest (quick tests; 'make test-slow' runs the rest)"
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(READY)
 	@echo "==> pytest (slow tests only)"

@@ -119,6 +119,11 @@ class Ran:
         return {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", last)}
 
 
+def _outside() -> dict[str, str]:
+    """This environment, but for what tells a pytest that it is the worker of another."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+
+
 def run(folder: Path, *words: str, env: dict[str, str] | None = None) -> Ran:
     """``pytest WORDS`` in a folder."""
     return Ran(
@@ -126,7 +131,7 @@ def run(folder: Path, *words: str, env: dict[str, str] | None = None) -> Ran:
             [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words],
             cwd=folder,
             # One thread: on a busy machine two wait for each other longer than they work.
-            env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **(env or {})},
+            env={**_outside(), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **(env or {})},
             capture_output=True,
             text=True,
             timeout=100,
@@ -445,6 +450,7 @@ def test_an_interrupted_run_leaves_no_worker_behind(project: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=project,
+        env=_outside(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -29,6 +29,7 @@ _MOST_CALLS = 2  # before an inspected output
 _MARKS = 64  # elements of a result by which it is known again
 _EARLY = "returned before its work was done: the output was written after that"
 _LATE_S = 0.5  # how long a wrong output is looked at again
+_TRIES = 3  # for memory that was given out to be poisoned memory
 _GLANCE_S = 0.05  # the same, where nothing hints at it
 
 _now = time.perf_counter
@@ -128,9 +129,11 @@ class Watch:
             raise Failed("incorrect", f"it overwrote its input {changed}")
         self._renew()
         more = int(torch.randint(_MOST_CALLS, (1,), generator=self._noise))
+        self._threads.begin()
         for _ in range(more):
             self._poison()
             self._execution.step()
+        self._threads.end()
         self.look_at_one_call()
 
     def look_at_one_call(self, step: Callable[[], None] | None = None) -> None:
@@ -165,8 +168,10 @@ class Watch:
         if self._streams is not None:
             return taken, self._streams.step(step, take)
         others = self._threads.of_others()
+        self._threads.begin()
         step()
         take()
+        self._threads.end()
         thread = lingering.thread_at_work(others)
         return taken, None if thread is None else f"thread {thread!r}"
 
@@ -222,9 +227,10 @@ class Watch:
         if self._is_last_call:
             return None
         with contextlib.suppress(Exception):  # it is wrong already; this only looks for words
-            taken, _ = self._call_on_poison(self._execution.step)
-            if (left := poison.unwritten(taken)) is not None:
-                return _EARLY if self._changes_after(taken) else left
+            for _try in range(_TRIES):
+                taken, _ = self._call_on_poison(self._execution.step)
+                if (left := poison.unwritten(taken)) is not None:
+                    return _EARLY if self._changes_after(taken) else left
         return None
 
     def _expect_right(self, raw: Results) -> None:
