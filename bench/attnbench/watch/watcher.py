@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from attnbench.device import synchronize
 from attnbench.execution import Execution
 from attnbench.failure import Failed
 from attnbench.watch import building, lingering, poison
@@ -29,8 +30,8 @@ _MOST_CALLS = 2  # before an inspected output
 _MARKS = 64  # elements of a result by which it is known again
 _EARLY = "returned before its work was done: the output was written after that"
 _LATE_S = 0.5  # how long a wrong output is looked at again
-_TRIES = 3  # for memory that was given out to be poisoned memory
 _GLANCE_S = 0.05  # the same, where nothing hints at it
+_TRIES = 3  # for memory that was given out to be poisoned memory
 
 _now = time.perf_counter
 _sleep = time.sleep
@@ -227,8 +228,8 @@ class Watch:
         if self._is_last_call:
             return None
         with contextlib.suppress(Exception):  # it is wrong already; this only looks for words
-            for _try in range(_TRIES):
-                taken, _ = self._call_on_poison(self._execution.step)
+            for _ in range(_TRIES):
+                taken = self._call_on_poison(self._execution.step)[0]
                 if (left := poison.unwritten(taken)) is not None:
                     return _EARLY if self._changes_after(taken) else left
         return None
@@ -244,7 +245,7 @@ class Watch:
 
     def _changes_after(self, taken: Results, wait_s: float = _LATE_S) -> bool:
         """Whether the memory behind a wrong output is still being written."""
-        self._sync()
+        synchronize(self._device)
         until = _now() + wait_s
         while True:
             now = self._execution.results()
@@ -272,10 +273,6 @@ class Watch:
         poison.spoil(returned, self._execution.loaded.values())
         self._execution.forget_last()
         poison.free_blocks(returned)
-
-    def _sync(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 def _marks(name: str, x: torch.Tensor) -> bytes:
