@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,22 @@ def load(folder: Path, name: str) -> dict[str, Any] | None:
         return None
     data = json.loads(path.read_text())
     return data if isinstance(data, dict) else None
+
+
+def of_machine(environment: dict[str, Any], folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(address, environment) of each file in a folder that tells of the same machine.
+
+    Damaged files are left out: whoever reads records tells of them.
+    """
+    machine = machine_id(environment)
+    for path in sorted(folder.glob("environment-*.json")):
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            is_same = machine_id(data) == machine
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if is_same:
+            yield path.stem.removeprefix("environment-"), data
 
 
 def _digest(data: Any) -> str:

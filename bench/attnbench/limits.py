@@ -13,7 +13,6 @@ nobody, and the next run measures them again.
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +96,12 @@ class Limits:
 
     def _find_earlier(self) -> None:
         """The newest of this machine, if it is not too old."""
-        machine = environments.machine_id(self.environment)
+        if self.folder is None:
+            return
         found = [
             data["ceilings"]
-            for path in (self.folder.glob("environment-*.json") if self.folder else ())
-            if (data := _read(path)) is not None
-            and environments.machine_id(data) == machine
+            for _, data in environments.of_machine(self.environment, self.folder)
+            if _has_ceilings(data)
             and _age_days(data["ceilings"]) < KEEP_DAYS
             and not _is_disturbed(data["ceilings"])
         ]
@@ -202,14 +201,12 @@ def _place(
     )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """An environment that holds ceilings, or None."""
+def _has_ceilings(environment: Mapping[str, Any]) -> bool:
+    """Whether it holds ceilings that can be read."""
     try:
-        data = json.loads(path.read_text())
-        usable = isinstance(data, dict) and "identity" in data and ceilings_of(data) is not None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return data if usable else None
+        return ceilings_of(environment) is not None
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _in_words(rate: float, unit: str) -> str:

@@ -8,7 +8,6 @@ figures of this machine can be trusted, but a machine is the same before and aft
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,11 +147,10 @@ def keep(environment: Mapping[str, Any], result: Result, folder: Path) -> Path:
 
 def latest(environment: Mapping[str, Any], folder: Path) -> Kept | None:
     """The last result that is kept for this machine in a folder, or None if there is none."""
-    machine = environments.machine_id(dict(environment))
     found = [
-        Kept(result, path.stem.removeprefix("environment-"))
-        for path in sorted(folder.glob("environment-*.json"))
-        if (result := _read(path, machine)) is not None
+        Kept(result, address)
+        for address, data in environments.of_machine(dict(environment), folder)
+        if (result := _result_of(data)) is not None
     ]
     return max(found, key=lambda kept: kept.result.time, default=None)
 
@@ -178,12 +176,9 @@ def failures(rows: Sequence[Row]) -> str:
     return "; ".join(f"{row.check}{f' ({row.reason})' if row.reason else ''}" for row in rows)
 
 
-def _read(path: Path, machine: str) -> Result | None:
-    """The result in an environment file of a machine; None if it holds none that can be read."""
+def _result_of(environment: Mapping[str, Any]) -> Result | None:
+    """The result that an environment holds; None if it has none, or only a note (`noted`)."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if environments.machine_id(data) != machine:
-            return None
-        return Result.model_validate(data["context"][KEY])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
-        return None  # damaged, or a note (:func:`noted`): others tell of files that are damaged
+        return Result.model_validate(environment["context"][KEY])
+    except (KeyError, TypeError, ValidationError):
+        return None
