@@ -31,10 +31,11 @@ from attnbench.compare import Compared
 from attnbench.execution import Execution
 from attnbench.inputs import make_inputs
 from attnbench.measure.clock import Call
+from attnbench.measure.figures import headline
 from attnbench.measure.sampling import Budget, Taken
 from attnbench.measure.selftest_check import Check, Instrument, Wait, judged
 from attnbench.problem import Problem
-from attnbench.record import Implementation, Record, Samples, TensorAccuracy
+from attnbench.record import Implementation, Record, TensorAccuracy
 from attnbench.runs import Run
 from attnbench.selftest import Row
 
@@ -163,7 +164,6 @@ def _trials(instrument: Instrument, twins: _Twins) -> Iterator[tuple[Taken, Take
 
 def _record(trial: int, taken: Taken, instrument: Instrument) -> Record:
     """What a run would keep of it. Nobody verified the output: it is torch's own."""
-    interval = taken.interval
     return Record(
         id=f"trial-{trial}",
         suite="selftest",
@@ -174,16 +174,7 @@ def _record(trial: int, taken: Taken, instrument: Instrument) -> Record:
         problem_id=f"trial-{trial}",
         device=str(instrument.device),
         status="ok",
-        samples=Samples(
-            clock=instrument.clock.name,
-            times_s=[taken.rounds],
-            calls_per_sample=taken.calls_per_sample,
-            warmup_s=taken.warmup_s,
-            median_s=interval.median,
-            low_s=interval.low,
-            high_s=interval.high,
-            converged=taken.is_precise(_BUDGET),
-        ),
+        samples=headline(taken, instrument.clock, _BUDGET),
         accuracy={"out": TensorAccuracy(ok=True, max_abs=0.0)},
         environment="here",
         pair=f"trial-{trial}",
