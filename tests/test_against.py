@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -13,13 +12,13 @@ from typing import Any
 import made_records
 import pytest
 from helpers import Ended, attnbench
-from versions import ONE_THREAD, attend, commit, git, two_versions, write
+from versions import ONE_THREAD, attend, commit, git, row, two_versions, write
 
 from attnbench import registry, store
 from attnbench.against import Brought, Versions, base_file, brought_out, make_plan_of_both
 from attnbench.cli import main
-from attnbench.commands import run_against
-from attnbench.compare import VERDICTS, compare
+from attnbench.commands import opening
+from attnbench.compare import compare
 from attnbench.errors import UserError
 from attnbench.neighbours import of_its_time
 from attnbench.plan import Contender, Plan
@@ -72,20 +71,10 @@ def run(
         told = capsys.readouterr()
         return Ended(code, told.out, told.err)
 
-    monkeypatch.setattr(run_against, "open_session", lambda *a, **k: nullcontext(session))
+    monkeypatch.setattr(opening, "open_session", lambda *a, **k: nullcontext(session))
     monkeypatch.chdir(session.project)
     monkeypatch.setenv("COLUMNS", "400")
     return run
-
-
-def row(ended: Ended, name: str) -> str:
-    """What the comparison says about an implementation."""
-    told = ended.out.splitlines()
-    (first,) = [
-        i for i, line in enumerate(told) if line.startswith(VERDICTS) and f" {name} " in line
-    ]
-    more = itertools.takewhile(lambda line: line.startswith(" "), told[first + 1 :])
-    return "\n".join([told[first], *more])
 
 
 def records(project: Path) -> tuple[dict[str, Record], dict[str, Record]]:

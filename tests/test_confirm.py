@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +10,11 @@ from typing import Any
 import made_records
 import pytest
 from helpers import Ended, attnbench
-from versions import ONE_THREAD, attend, two_versions, write
+from versions import ONE_THREAD, attend, row, two_versions, write
 
 from attnbench import store
 from attnbench.commands.rerun import Asked
-from attnbench.compare import VERDICTS, Compared, compare
+from attnbench.compare import Compared, compare
 from attnbench.confirm import Rerun, judged
 from attnbench.errors import UserError
 from attnbench.gate import Regression
@@ -58,16 +57,6 @@ def slower(record: Record) -> Record:
     changes: dict[str, Any] = {"times_s": times}
     changes |= {k: 100 * getattr(samples, k) for k in ("median_s", "low_s", "high_s")}
     return record.model_copy(update={"samples": samples.model_copy(update=changes)})
-
-
-def row(ended: Ended, name: str) -> str:
-    """What the comparison says about an implementation."""
-    told = ended.out.splitlines()
-    (first,) = [
-        i for i, line in enumerate(told) if line.startswith(VERDICTS) and f" {name} " in line
-    ]
-    more = itertools.takewhile(lambda line: line.startswith(" "), told[first + 1 :])
-    return "\n".join([told[first], *more])
 
 
 def test_what_is_slower_again_is_confirmed(ended):

@@ -15,7 +15,7 @@ import pytest
 from helpers import HEALTHY, attnbench, command, environment
 
 from attnbench import cli
-from attnbench.commands import profile_
+from attnbench.commands import opening
 from attnbench.errors import UserError
 from attnbench.session import Session, open_session
 from attnbench.suite import one_problem
@@ -62,7 +62,7 @@ def profile(session: Session, monkeypatch: pytest.MonkeyPatch) -> Any:
     def already_open(*words: Any, **more: Any) -> Iterator[Session]:
         yield session
 
-    monkeypatch.setattr(profile_, "open_session", already_open)
+    monkeypatch.setattr(opening, "open_session", already_open)
     monkeypatch.setenv("COLUMNS", "300")
     return lambda *words: cli.main(["profile", *words])
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from attnbench import environment as environments
 from attnbench import selftest
 from attnbench.cli import main
-from attnbench.commands import doctor_
+from attnbench.commands import opening
 from attnbench.pool import WorkerPool
 from attnbench.process import WorkerDied
 from attnbench.registry import Entry, Source
@@ -205,7 +205,7 @@ def doctor(
             yield Session(tmp_path, "cpu", Pool(*events(*rows)), [entry], KNOWN)
 
         call_words = words
-        monkeypatch.setattr(doctor_, "open_session", session)
+        monkeypatch.setattr(opening, "open_session", session)
         monkeypatch.setenv("COLUMNS", "300")
         code = main(["doctor", *words])
         return code, capsys.readouterr().out

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from pathlib import Path
 
-from helpers import write_suite
+from helpers import Ended, write_suite
+
+from attnbench.compare import VERDICTS
 
 SLEEPS = '''
 import time
@@ -75,3 +78,13 @@ def two_versions(folder: Path) -> str:
         newer=attend("newer"),
     )
     return first
+
+
+def row(ended: Ended, name: str) -> str:
+    """What the comparison says about an implementation."""
+    told = ended.out.splitlines()
+    (first,) = [
+        i for i, line in enumerate(told) if line.startswith(VERDICTS) and f" {name} " in line
+    ]
+    more = itertools.takewhile(lambda line: line.startswith(" "), told[first + 1 :])
+    return "\n".join([told[first], *more])

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from attnbench import environment as environments
-from attnbench import selftest
 from attnbench.export.pytest_fields import extra_info, parameters
-from attnbench.limits import Limits
 from attnbench.plan import Plan, Point
 from attnbench.problem import Problem
 from attnbench.record import Record
@@ -49,10 +47,7 @@ class SuiteRun:
     def _runner(self) -> Runner:
         """Made when the first point is asked for: only then is the device measured too."""
         session, folder = self._session, self.file.parent if self.file is not None else None
-        budget_s = self.plan.suite.measure.ceilings_s
-        if folder is not None:
-            session.environment = selftest.noted(session.environment, folder)
-        limits = Limits(session.pool, session.environment, folder, budget_s)
+        limits = session.limits(self.plan.suite, folder)
         limits.settle()
         address = environments.address(session.environment)
         return Runner(

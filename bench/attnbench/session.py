@@ -15,8 +15,9 @@ from typing import Any
 
 from attnbench import environment as environments
 from attnbench import pool as pools
-from attnbench import store
+from attnbench import selftest, store
 from attnbench.errors import UserError
+from attnbench.limits import Limits
 from attnbench.lock import device_lock
 from attnbench.measure.telemetry import Sampler
 from attnbench.plan import Plan, choose, make_plan
@@ -55,6 +56,15 @@ class Session:
         if fresh and _generation(folder, stem, generation).exists():
             generation += 1
         return _generation(folder, stem, generation)
+
+    def limits(self, suite: Suite, folder: Path | None) -> Limits:
+        """The device's ceilings, for a run of a suite whose records go to ``folder``.
+
+        The environment notes the machine's last self-test, where the folder has one.
+        """
+        if folder is not None:
+            self.environment = selftest.noted(self.environment, folder)
+        return Limits(self.pool, self.environment, folder, suite.measure.ceilings_s)
 
     def plan(
         self,

@@ -15,8 +15,9 @@ from rich.table import Table
 from attnbench import environment as environments
 from attnbench import selftest, shelves
 from attnbench.commands import selftest_text
+from attnbench.commands.opening import open_for
 from attnbench.measure.sight import energy_sight, telemetry_sight
-from attnbench.session import Session, open_session
+from attnbench.session import Session
 
 _EXTRAS = {
     "report": ("altair", "jinja2", "matplotlib", "pandas", "vl_convert"),
@@ -33,13 +34,8 @@ def main(arguments: argparse.Namespace) -> int:
     """
     console = Console()
     is_proved = True
-    with open_session(
-        arguments.project,
-        arguments.device,
-        arguments.impls_dir,
-        lock=arguments.selftest,  # only to look, nothing is measured
-        import_timeout_s=arguments.import_timeout,
-    ) as session:
+    # Without the self-test it only looks: nothing is measured.
+    with open_for(arguments, lock=arguments.selftest) as session:
         table = Table(box=None, pad_edge=False, show_header=False)
         for section, values in _sections(session.environment).items():
             table.add_row(f"[bold]{section}[/]", "")

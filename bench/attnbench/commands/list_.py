@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from attnbench import pool, shelves
+from attnbench.commands.opening import open_for
 from attnbench.errors import UserError
 from attnbench.problem import Problem
-from attnbench.session import open_session
 from attnbench.suite import list_suites, load_suite
 
 
@@ -26,13 +26,7 @@ def _impls(console: Console, arguments: argparse.Namespace) -> None:
     """Every implementation, probed with a small forward and backward on the device."""
     forward = Problem.of(heads=2, seqlen=64, head_dim=64, mask="causal")
     problems = [forward.replace(direction="both"), forward]
-    with open_session(
-        arguments.project,
-        arguments.device,
-        arguments.impls_dir,
-        lock=False,
-        import_timeout_s=arguments.import_timeout,
-    ) as session:
+    with open_for(arguments, lock=False) as session:
         both, single = (pool.probe(session.pool, session.entries, p.to_json()) for p in problems)
         table = Table(box=None, pad_edge=False)
         for column in ("implementation", "kind", "here", "from", "what it is, or why not"):

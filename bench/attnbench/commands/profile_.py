@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from attnbench import environment as environments
+from attnbench.commands.opening import open_for
 from attnbench.errors import UserError
 from attnbench.plan import Contender, choose
 from attnbench.pool import make_task
@@ -20,7 +21,7 @@ from attnbench.problem import Problem
 from attnbench.process import Event, WorkerDied
 from attnbench.profiling import ncu
 from attnbench.profiling.folder import fresh, profile_folder
-from attnbench.session import Session, open_session
+from attnbench.session import Session
 from attnbench.suite import one_problem
 
 _MOST_ROWS = 20
@@ -43,12 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
     console = Console()
     problem = one_problem(arguments.set)
     ncu_path = ncu.find_ncu() if arguments.ncu else None
-    with open_session(
-        arguments.project,
-        arguments.device,
-        arguments.impls_dir,
-        import_timeout_s=arguments.import_timeout,
-    ) as session:
+    with open_for(arguments) as session:
         if ncu_path and session.device == "cpu":
             raise UserError("--ncu: Nsight Compute needs a CUDA device; this profiles the CPU")
         contender = _the_one(arguments.impl, session)

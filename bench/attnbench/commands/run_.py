@@ -13,16 +13,16 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
-from attnbench import selftest, store
+from attnbench import store
 from attnbench.commands import render
+from attnbench.commands.opening import command_of, open_for
 from attnbench.conditions import before_start, closing_lines
 from attnbench.errors import UserError
-from attnbench.limits import Limits
 from attnbench.plan import Plan, parse_shard
 from attnbench.progress import Display, duration
 from attnbench.record import STATUSES, Record
 from attnbench.runner import Runner
-from attnbench.session import Session, open_session, reproduce
+from attnbench.session import Session
 from attnbench.suite import Suite, find_suite, load_suite
 
 _BAD = ("incorrect", "timeout", "crash", "error")
@@ -40,28 +40,14 @@ def main(arguments: argparse.Namespace) -> int:
     shard = parse_shard(arguments.shard)
     path = find_suite(arguments.suite, arguments.project)
     suite = load_suite(path, arguments.set, arguments.preset)
-    with open_session(
-        arguments.project,
-        arguments.device,
-        arguments.impls_dir,
-        lock=not arguments.dry_run,
-        import_timeout_s=arguments.import_timeout,
-    ) as session:
+    with open_for(arguments, lock=not arguments.dry_run) as session:
         file = session.results_file(suite, arguments.results, arguments.fresh)
         plan = session.plan(suite, file, arguments.impls, arguments.problem, shard)
         announce(console, session, plan, file)
         if arguments.dry_run:
             print_points(console, plan)
             return 0
-        command = reproduce(
-            arguments.suite,
-            device=arguments.device,
-            project=arguments.project,
-            impls_dirs=arguments.impls_dir,
-            overrides=arguments.set,
-            preset=arguments.preset,
-        )
-        stopped = measure(console, session, plan, file, command)
+        stopped = measure(console, session, plan, file, command_of(arguments))
     records = _records(plan, file)
     counts: Counter[str] = Counter(record.status for record in records)
     for line in closing_lines(records):
@@ -101,10 +87,9 @@ def take(
         folder: where the records are, for the file of the environment.
         command: beginning of the command that measures a point again.
     """
-    session.environment = selftest.noted(session.environment, folder)
     for line in before_start(session.pool.sampler):
         console.print(f"[bold yellow]Warning:[/] {escape(line)}", soft_wrap=True)
-    limits = Limits(session.pool, session.environment, folder, plan.suite.measure.ceilings_s)
+    limits = session.limits(plan.suite, folder)
     if told := limits.settle():
         console.print(escape(told), soft_wrap=True, highlight=False)
     address = limits.save()

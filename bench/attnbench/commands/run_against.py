@@ -16,12 +16,13 @@ from rich.markup import escape
 from attnbench import store
 from attnbench.against import Brought, base_file, brought_out, make_plan_of_both, run_of
 from attnbench.commands import compare_text, rerun, run_
+from attnbench.commands.opening import command_of, open_for
 from attnbench.compare import THRESHOLD, Comparison, compare
 from attnbench.plan import Plan, choose, parse_shard
 from attnbench.record import Record
 from attnbench.report import units
 from attnbench.runs import Run, load_run
-from attnbench.session import Session, open_session, reproduce
+from attnbench.session import Session
 from attnbench.suite import Suite, find_suite, load_suite
 
 _MOST_ROWS = 50  # of a comparison that is shown with the points that stayed the same
@@ -43,15 +44,7 @@ class _Work:
 
     def command(self, against: str | None = None) -> str:
         """The beginning of the command that measures a point again."""
-        return reproduce(
-            self.arguments.suite,
-            device=self.arguments.device,
-            project=self.arguments.project,
-            impls_dirs=self.arguments.impls_dir,
-            overrides=self.arguments.set,
-            preset=self.arguments.preset,
-            against=against,
-        )
+        return command_of(self.arguments, against)
 
     def say(self, line: str) -> None:
         self.console.print(escape(line), soft_wrap=True)
@@ -63,13 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     path = find_suite(arguments.suite, arguments.project)
     suite = load_suite(path, arguments.set, arguments.preset)
     base = _records(Path(arguments.against))
-    with open_session(
-        arguments.project,
-        arguments.device,
-        arguments.impls_dir,
-        lock=not arguments.dry_run,
-        import_timeout_s=arguments.import_timeout,
-    ) as session:
+    with open_for(arguments, lock=not arguments.dry_run) as session:
         file = session.results_file(suite, arguments.results, arguments.fresh)
         work = _Work(Console(), arguments, suite, session, file)
         return _of_revision(work) if base is None else _of_records(work, base)

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from attnbench.commands.opening import open_for
 from attnbench.errors import UserError
 from attnbench.plan import Contender, choose
 from attnbench.pool import WorkerPool, contender_json
 from attnbench.process import WorkerDied
-from attnbench.session import open_session
 
 _MOST_DEATHS = 3  # of workers; one that hangs on every case would take hours to say so
 _MARKS = {"ok": "green", "unsupported": "dim"}
@@ -40,13 +40,7 @@ class Outcome:
 def main(arguments: argparse.Namespace) -> int:
     """Run the battery; 0 if nothing failed, 1 if something did."""
     console = Console()
-    with open_session(
-        arguments.project,
-        arguments.device,
-        arguments.impls_dir,
-        lock=False,
-        import_timeout_s=arguments.import_timeout,
-    ) as session:
+    with open_for(arguments, lock=False) as session:
         outcomes = []
         for contender in choose(arguments.impls or ["*"], session.entries):
             outcome = Outcome(contender)
