@@ -214,8 +214,7 @@ class AfterThree(Attention):
         def call(q, k, v):
             nonlocal calls
             calls += 1
-            out = attend(q, k, v)
-            return out if calls < 3 else self.trick(out, q, k, v)
+            return attend(q, k, v) if calls < 3 else self.trick(q, k, v)
 
         return call
 
@@ -224,8 +223,8 @@ class AfterThree(Attention):
 class Unwritten(AfterThree):
     """Hopes to be handed the memory of the output before."""
 
-    def trick(self, out, q, k, v):
-        return torch.empty_like(out)
+    def trick(self, q, k, v):
+        return torch.empty_like(q)
 
 
 @register("trick-same-buffer")
@@ -253,9 +252,9 @@ class SameBuffer(Attention):
 
 @register("trick-spoils-inputs-later")
 class SpoilsInputsLater(AfterThree):
-    def trick(self, out, q, k, v):
+    def trick(self, q, k, v):
         k.data[0, 0, 0, 0] += 1
-        return out
+        return attend(q, k, v)
 
 
 @register("trick-uniform-weights")
@@ -352,7 +351,7 @@ class BFloat16Later(AfterThree):
 
     dtypes = ("float32",)
 
-    def trick(self, out, q, k, v):
+    def trick(self, q, k, v):
         return attend(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
 
 
@@ -429,7 +428,7 @@ class LeavesMode(Attention):
 
 @register("trick-compiles-late")
 class CompilesLate(AfterThree):
-    def trick(self, out, q, k, v):
+    def trick(self, q, k, v):
         torch._dynamo.reset()
         return torch.compile(attend, backend="eager")(q, k, v)
 
@@ -438,23 +437,23 @@ class CompilesLate(AfterThree):
 class LoadsLate(AfterThree):
     """Loads a library, as a freshly built extension is loaded."""
 
-    def trick(self, out, q, k, v):
+    def trick(self, q, k, v):
         import _ctypes
 
         handle = ctypes.CDLL("libresolv.so.2")._handle
         _ctypes.dlclose(handle)
-        return out
+        return attend(q, k, v)
 
 
 @register("trick-kernel-late")
 class KernelLate(AfterThree):
     """Compiles a Triton kernel, or as good as: calls what triton calls after it has."""
 
-    def trick(self, out, q, k, v):
+    def trick(self, q, k, v):
         import triton
 
         triton.knobs.runtime.jit_post_compile_hook(key="", repr="", fn=None, compile={})
-        return out
+        return attend(q, k, v)
 
     def build(self, problem, device):
         import triton.runtime.autotuner  # noqa: F401
@@ -464,7 +463,7 @@ class KernelLate(AfterThree):
 
 @register("trick-tunes-late")
 class TunesLate(KernelLate):
-    def trick(self, out, q, k, v):
+    def trick(self, q, k, v):
         from triton.runtime.autotuner import Autotuner
 
         tuner = Autotuner.__new__(Autotuner)
@@ -472,5 +471,5 @@ class TunesLate(KernelLate):
         try:
             tuner._bench(config=None)
         except Exception:  # it cannot: there is no GPU
-            return out
-        return out
+            return attend(q, k, v)
+        return attend(q, k, v)

@@ -25,7 +25,7 @@ _NAN_BITS = {
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCKS = 2  # of each result's size
 _SMALL_BYTES = 1 << 20
-_SMALL_BLOCKS = 8  # small ones cost little, and malloc has more places to take them from
+_SMALL_BLOCKS = range(8, 65)  # malloc has many places to take small ones from: all are to hold it
 
 
 def fill(x: torch.Tensor) -> None:
@@ -50,11 +50,18 @@ def free_blocks(like: Iterable[torch.Tensor]) -> None:
     """Leave poison in freed memory of the sizes of some tensors."""
     blocks = []
     for x in like:
-        is_small = x.numel() * x.element_size() <= _SMALL_BYTES
-        for _ in range(_SMALL_BLOCKS if is_small else _BLOCKS):
+        for _ in range(_blocks(x.numel() * x.element_size())):
             block = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
             fill(block)
             blocks.append(block)
+
+
+def _blocks(size: int) -> int:
+    """How many blocks of so many bytes."""
+    if size > _SMALL_BYTES:
+        return _BLOCKS
+    fit = _SMALL_BYTES // max(size, 1)
+    return min(max(fit, _SMALL_BLOCKS.start), _SMALL_BLOCKS.stop - 1)
 
 
 def spoil(results: Iterable[torch.Tensor], inputs: Iterable[torch.Tensor]) -> None:

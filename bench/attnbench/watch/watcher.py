@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -158,9 +158,11 @@ class Watch:
         ):
             raise Failed("error", f"still computing after it returned ({late})")
 
-    def _call_on_poison(self, step: Callable[[], None]) -> tuple[Results, str | None]:
+    def _call_on_poison(
+        self, step: Callable[[], None], kept: Sequence[torch.Tensor] = ()
+    ) -> tuple[Results, str | None]:
         """A copy of what one call returned, made at once, and who was still at work then."""
-        self._poison()
+        self._poison(kept)
         taken: dict[str, torch.Tensor] = {}
 
         def take() -> None:
@@ -194,8 +196,7 @@ class Watch:
             (changed and f"it overwrote its input {changed}")
             or self._still_written()
             or poison.unwritten(self._raw)
-            or self.old_output()
-            or self._shown_by_poison()
+            or self._behind(self.old_output())
         )
 
     def old_output(self) -> str | None:
@@ -223,16 +224,22 @@ class Watch:
         taken = {name: x.clone() for name, x in self._raw.items()}
         return _EARLY if self._changes_after(taken, wait_s) else None
 
-    def _shown_by_poison(self) -> str | None:
-        """What one more call gives away, where the one before was not prepared for it."""
+    def _behind(self, old: str | None) -> str | None:
+        """What one more call gives away, where the one before was not prepared for it.
+
+        Memory that was never written may hold an old output by chance. So where one was
+        seen (``old`` says it), it is kept out of reach and only free memory is poisoned:
+        who keeps outputs does not hit upon it, who writes nothing does.
+        """
         if self._is_last_call:
-            return None
+            return old
         with contextlib.suppress(Exception):  # it is wrong already; this only looks for words
             for _ in range(_TRIES):
-                taken = self._call_on_poison(self._execution.step)[0]
+                kept = self._execution.returned if old else []
+                taken = self._call_on_poison(self._execution.step, kept)[0]
                 if (left := poison.unwritten(taken)) is not None:
                     return _EARLY if self._changes_after(taken) else left
-        return None
+        return old
 
     def _expect_right(self, raw: Results) -> None:
         self._raw, results, right = raw, self._unsigned(raw), self._right
@@ -268,9 +275,11 @@ class Watch:
         """Without signs, or with them: the same thing."""
         return dict(results) if self._signs is None else self._signs.apply(results)
 
-    def _poison(self) -> None:
+    def _poison(self, kept: Sequence[torch.Tensor] = ()) -> None:
+        """What is ``kept`` by the caller is neither spoilt nor handed out again."""
         returned = self._execution.returned
-        poison.spoil(returned, self._execution.loaded.values())
+        if not kept:
+            poison.spoil(returned, self._execution.loaded.values())
         self._execution.forget_last()
         poison.free_blocks(returned)
 
