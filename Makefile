@@ -50,8 +50,11 @@ gpu: $(READY)
 	@echo "==> GPU tests"
 	@$(BIN)/python -m pytest -m gpu
 	@echo "==> GPU suites, results and page in folders named after the GPU"
+	@$(BIN)/attnbench run triton --device cuda
 	@$(BIN)/attnbench run gpu --device cuda
 	@$(BIN)/attnbench run full --device cuda
+	@echo "==> the goals of the fused Triton attention"
+	@$(BIN)/python tests/goals results
 
 # The environment is made once and made again when pyproject.toml or the pins change.
 $(READY): pyproject.toml constraints.txt
