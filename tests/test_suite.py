@@ -289,9 +289,7 @@ def test_set_reaches_measure_and_verify_and_the_last_wins(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("seqlne=3", "--set: unknown key 'seqlne'"),
-        ("seqlne=3", "did you mean 'seqlen'?"),
-        ("title=x", "--set: unknown key 'title'"),
+        ("impls=[1]", "--set: unknown key 'impls'"),
         ("mesure.max_s=2", "unknown table 'mesure'; allowed: measure, verify; did you mean"),
         ("measure.maxs=2", "[measure]: unknown key 'maxs'"),
         ("measure.max_s=long", '[measure]: max_s = "long": should be a valid number'),
@@ -302,6 +300,12 @@ def test_set_reaches_measure_and_verify_and_the_last_wins(folder: Path) -> None:
 )
 def test_a_wrong_override_is_refused(folder: Path, override: str, told: str) -> None:
     assert told in refusal(folder, "[grid]\nseqlen = 8", override)
+
+
+def test_a_key_of_no_problem_is_an_option_of_implementations(folder: Path) -> None:
+    suite = load(folder, "[grid]\nseqlen = 8", "block=16", "interpret=true", "block=32")
+    assert suite.options == {"block": 32, "interpret": True}
+    assert suite.digest == load(folder, "[grid]\nseqlen = 8").digest  # ids of points have it
 
 
 # ---- digest ------------------------------------------------------------------------------

@@ -70,6 +70,9 @@ class Attention:
         masks, dtypes, devices: names it can do, or None for any.
         options: its settings with their defaults; a suite may sweep them
             (``mine:block=64``), and an instance finds them in ``self.options``.
+        simulators: options that, when true, run it in a simulator, each with the words that
+            label it (``{"interpret": "in Triton's interpreter"}``). It is verified as ever,
+            but its times are no timings: nothing shows or compares them with real ones.
         version: of the library behind it, if any.
         source: paper or address it follows.
 
@@ -84,6 +87,7 @@ class Attention:
     dtypes: ClassVar[tuple[str, ...] | None] = None
     devices: ClassVar[tuple[str, ...] | None] = None
     options: Mapping[str, Value] = {}
+    simulators: ClassVar[Mapping[str, str]] = {}
     version: ClassVar[str | None] = None
     source: ClassVar[str | None] = None
 

@@ -145,7 +145,7 @@ def compare(
     """Compare all points of two runs.
 
     Args:
-        base, new: before and after.
+        base, new: before and after; records of a simulator are left out.
         threshold: relative difference that matters.
         across: globs of identity fields (``software.torch``) that may differ, because it is
             they that are compared.
@@ -155,6 +155,7 @@ def compare(
     Raises:
         UserError: one of ``across`` names no field of the environments.
     """
+    base, new = base.timings(), new.timings()
     pairs, passed = match(base, new, across)
     points = [_without_time(pair) for pair in pairs]
     weighed = _weigh(points, scatter or {})

@@ -87,7 +87,7 @@ def of_options(options: object) -> str | None:
 def of_class(cls: type[Attention]) -> str | None:
     """A class must declare itself rightly, take its options, and have a build()."""
     fault = of_words({word: getattr(cls, word) for word in WORDS}) or of_options(cls.options)
-    if fault:
+    if fault := fault or _of_simulators(cls.simulators, cls.options):
         return fault
     if cls.build is Attention.build:
         return "the class has no build()"
@@ -100,6 +100,18 @@ def of_class(cls: type[Attention]) -> str | None:
         inspect.signature(cls.__init__).bind(None, **cls.options)
     except (TypeError, ValueError) as error:
         return f"__init__() must take the options as keywords: {error}"
+    return None
+
+
+def _of_simulators(simulators: Any, options: Mapping[str, Any]) -> str | None:
+    """Options that are on or off, each with its label: else a simulator's times look real."""
+    if not isinstance(simulators, Mapping):
+        return f"simulators must be a mapping of options to labels, got {simulators!r}"
+    for name, words in simulators.items():
+        if not isinstance(options.get(name), bool):
+            return f"simulators: {name!r} is no option that is true or false"
+        if not isinstance(words, str) or not words.strip():
+            return f"simulators: {name!r} needs a label, got {words!r}"
     return None
 
 

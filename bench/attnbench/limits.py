@@ -155,14 +155,14 @@ def place_record(record: Record, environment: Mapping[str, Any]) -> Place | None
     """Where a record's median lies under the roofline of the environment it was measured on.
 
     Returns:
-        None for a record without samples, or an environment without ceilings. A place without
+        None for a record without timings, or an environment without ceilings. A place without
         a share, but with its reason, where the ceilings cannot be trusted.
 
     Raises:
         UserError: this attnbench cannot read the record's problem.
     """
     ceilings = ceilings_of(environment)
-    if ceilings is None or record.samples is None:
+    if ceilings is None or record.samples is None or record.implementation.simulated:
         return None
     problem = Problem.from_json(record.problem)
     is_exact = record.implementation.kind == "exact"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from attnbench.errors import UserError, unknown
@@ -11,7 +11,7 @@ from attnbench.problem import Problem
 from attnbench.record import point_id
 from attnbench.registry import Entry
 from attnbench.spec import Value, format_spec, parse_spec
-from attnbench.suite import Suite
+from attnbench.suite import SET_KEYS, Suite
 
 _FLOPS_A_SECOND = {"cpu": 2e10, "cuda": 1e13}  # of the float64 reference; for estimates only
 _START_S = 3.0  # of a fresh process, which imports torch
@@ -29,6 +29,13 @@ class Contender:
     def spec(self) -> str:
         """``name:key=value``; unique within a run, but for versions of one implementation."""
         return format_spec(self.entry.name, dict(self.given))
+
+    @property
+    def simulated(self) -> str | None:
+        """The simulator that its options run it in, in words; None if it is timed for real."""
+        options = {**self.entry.options, **dict(self.given)}
+        words = (w for name, w in self.entry.simulators.items() if options.get(name) is True)
+        return next(words, None)
 
     @property
     def key(self) -> str:
@@ -55,7 +62,10 @@ class Point:
 
 @dataclass
 class Plan:
-    """All points of a run, grouped by problem: contenders of a shape run together."""
+    """All points of a run, grouped by problem: contenders of a shape run together.
+
+    Those in a simulator are a group of their own: no real rounds wait for theirs.
+    """
 
     suite: Suite
     device: str
@@ -84,28 +94,43 @@ class Plan:
         return measure.processes * (start_s + usable * point_s + reference_s) + energy_s
 
 
-def choose(globs: Iterable[str], entries: Sequence[Entry], where: str = "") -> list[Contender]:
+def choose(
+    globs: Iterable[str],
+    entries: Sequence[Entry],
+    where: str = "",
+    options: Mapping[str, Value] | None = None,
+) -> list[Contender]:
     """The contenders that globs such as ``sdpa*`` or ``triton:block_m=64`` name.
 
     Args:
         globs: what was asked for.
         entries: who there is.
         where: it was asked for; errors begin with it.
+        options: by ``--set``, for everyone chosen that has such an option and was not given
+            a value of its own.
 
     Raises:
-        UserError: a name nobody has, a glob that matches nothing, an unknown option.
+        UserError: a name nobody has, a glob that matches nothing, an unknown option, or one
+            of ``options`` that nobody chosen has.
     """
+    for_all = dict(options or {})
+    unused = set(for_all)
     chosen: dict[str, Contender] = {}
     for glob in globs:
-        name, options = parse_spec(glob)
+        name, own = parse_spec(glob)
         matching = [e for e in entries if fnmatch.fnmatchcase(e.name, name)]
         if not matching:
             raise _nobody(name, entries, where)
         for entry in matching:
+            given = {k: v for k, v in for_all.items() if k in entry.options} | own
+            unused -= given.keys()
             if entry.reason is None:
-                _check_options(entry, options)
-            contender = Contender(entry, tuple(sorted(options.items())))
+                _check_options(entry, given)
+            contender = Contender(entry, tuple(sorted(given.items())))
             chosen.setdefault(contender.spec, contender)
+    for key in sorted(unused):
+        known = {name for c in chosen.values() for name in c.entry.options}
+        raise unknown("key", key, [*SET_KEYS, *sorted(known)], "--set")
     return list(chosen.values())
 
 
@@ -149,8 +174,10 @@ def make_plan(
         plan.ids |= {point.id for point in group}
         todo = [point for point in group if point.id not in done]
         plan.finished += len(group) - len(todo)
-        if todo:
-            plan.groups.append(todo)
+        for is_simulated in (False, True):
+            own = [p for p in todo if (p.contender.simulated is not None) == is_simulated]
+            if own:
+                plan.groups.append(own)
     return plan
 
 

@@ -167,7 +167,7 @@ class Playback:
 def hand_over(record: Record, benchmark: Any, playback: Playback) -> None:
     """Give a record to pytest-benchmark, or fail with its reason."""
     __tracebackhide__ = True
-    benchmark.group = Problem.from_json(record.problem).label
+    benchmark.group = _group_of(record)
     benchmark.params = parameters(record)
     benchmark.extra_info = extra_info(record)
     if record.samples is None:
@@ -177,6 +177,13 @@ def hand_over(record: Record, benchmark: Any, playback: Playback) -> None:
     samples_s = [t for process in record.samples.times_s for r in process for t in r]
     playback.insert(samples_s)
     benchmark.pedantic(playback.play, setup=playback.rewind, rounds=len(samples_s))
+
+
+def _group_of(record: Record) -> str:
+    """Rows of one table: the problem's, and never a simulator's times among timings."""
+    label = Problem.from_json(record.problem).label
+    simulated = record.implementation.simulated
+    return label if simulated is None else f"{label}, {simulated}: no timings"
 
 
 def failure_text(record: Record) -> str:

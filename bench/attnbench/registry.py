@@ -54,6 +54,7 @@ class Entry:
     kind: str = "exact"
     layout: str = "BHSD"
     options: dict[str, Value] = field(default_factory=dict)
+    simulators: dict[str, str] = field(default_factory=dict)
     features: tuple[str, ...] = ()
     version: str | None = None
     paper: str | None = None
@@ -236,6 +237,7 @@ def _entry(declaration: plugin.Declaration, source: Source) -> Entry:
         kind=cls.kind,
         layout=cls.layout,
         options=dict(cls.options) if is_sound else {},
+        simulators=dict(cls.simulators) if is_sound else {},
         features=tuple(sorted(cls.features)) if is_sound else (),
         version=cls.version,
         paper=cls.source,
@@ -322,6 +324,8 @@ def _plugin_paths(folders: Iterable[Path]) -> Iterator[Path]:
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of all files of a folder (kernels are not all Python), names included.
 
+    What is written about the code (``.md``) is no code.
+
     Raises:
         OSError: it cannot be read.
     """
@@ -329,8 +333,9 @@ def digest(path: Path) -> str:
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         name = file.relative_to(path.parent)
-        if "__pycache__" not in name.parts and not file.name.startswith("."):
-            digest.update(str(name).encode() + b"\0" + file.read_bytes())
+        if "__pycache__" in name.parts or file.name.startswith(".") or file.suffix == ".md":
+            continue
+        digest.update(str(name).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ class Run:
         """
         environment = self.environments.get(record.environment)
         return None if environment is None else dict(flatten(environment.get("identity", {})))
+
+    def timings(self) -> Run:
+        """Without the records whose implementation ran in a simulator; a line says so."""
+        real = tuple(r for r in self.records if r.implementation.simulated is None)
+        left = len(self.records) - len(real)
+        told = [f"{left} records of a simulator, whose times are no timings: left out"]
+        return replace(self, records=real, problems=(*self.problems, *(told if left else ())))
 
     def context(self, record: Record) -> dict[str, str]:
         """What is worth knowing about the environment but is not its identity."""

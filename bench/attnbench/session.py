@@ -20,7 +20,7 @@ from attnbench.errors import UserError
 from attnbench.limits import Limits
 from attnbench.lock import device_lock
 from attnbench.measure.telemetry import Sampler
-from attnbench.plan import Plan, choose, make_plan
+from attnbench.plan import Contender, Plan, choose, make_plan
 from attnbench.process import IMPORT_TIMEOUT_S
 from attnbench.registry import Entry
 from attnbench.settings import Preset
@@ -66,6 +66,15 @@ class Session:
             self.environment = selftest.noted(self.environment, folder)
         return Limits(self.pool, self.environment, folder, suite.measure.ceilings_s)
 
+    def contenders(self, suite: Suite, impls: Sequence[str] = ()) -> list[Contender]:
+        """Who is to be measured: ``impls``, or else the suite's, with the options of ``--set``.
+
+        Raises:
+            UserError: see :func:`attnbench.plan.choose`.
+        """
+        where = "--impls" if impls else f"{suite.path}: impls"
+        return choose(impls or suite.impls, self.entries, where, suite.options)
+
     def plan(
         self,
         suite: Suite,
@@ -76,8 +85,7 @@ class Session:
     ) -> Plan:
         """The points of a suite that ``file`` has no record of."""
         done = frozenset(r.id for r in store.load([file]).records) if file.exists() else frozenset()
-        where = "--impls" if impls else f"{suite.path}: impls"
-        contenders = choose(impls or suite.impls, self.entries, where)
+        contenders = self.contenders(suite, impls)
         if suite.baseline:
             choose([suite.baseline], self.entries, f"{suite.path}: baseline")
         machine = environments.machine_id(self.environment)

@@ -18,18 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from attnbench import settings, shelves
 from attnbench.errors import UserError, unknown
 from attnbench.presets import PRESETS
 from attnbench.problem import Problem
 from attnbench.settings import Measure, Verify
+from attnbench.spec import Value
 
 _PROBLEM_KEYS = (
     *(f.name for f in dataclasses.fields(Problem)), "heads", "seqlen", "d_model", "preset",
 )  # fmt: skip
 _TABLES = ("measure", "verify")
+SET_KEYS = (*_PROBLEM_KEYS, *(f"{table}.KEY" for table in _TABLES))
+"""What ``--set`` takes beside options of implementations."""
 _RIVALS = {  # giving one of these with --set replaces the others
     "heads": ("heads_q", "heads_kv"),
     "seqlen": ("seqlen_q", "seqlen_k"),
@@ -52,6 +55,7 @@ class Suite:
     problems: tuple[Problem, ...]
     measure: Measure
     verify: Verify
+    options: Mapping[str, Value]  # of whoever has them, given by --set
 
     @property
     def digest(self) -> str:
@@ -77,6 +81,7 @@ class _File(BaseModel):
     points: list[dict[str, Any]] = []
     measure: dict[str, Any] = {}
     verify: dict[str, Any] = {}
+    _options: dict[str, Value] = PrivateAttr(default_factory=dict)  # by --set alone
 
 
 def find_suite(name: str, project: Path | None = None) -> Path:
@@ -111,8 +116,9 @@ def load_suite(
 
     Args:
         path: the TOML file.
-        overrides: ``key=value`` texts (``--set``): a problem field, or ``measure.KEY`` or
-            ``verify.KEY``; the value is TOML, or a bare word.
+        overrides: ``key=value`` texts (``--set``): a problem field, ``measure.KEY`` or
+            ``verify.KEY``, or else an option of implementations, whose name is checked when
+            they are chosen; the value is TOML, or a bare word.
         preset: how well to measure, instead of what the suite says; overrides still win.
 
     Raises:
@@ -139,6 +145,7 @@ def load_suite(
         problems=problems,
         measure=_validate(Measure, file.measure, path, "measure"),
         verify=_validate(Verify, file.verify, path, "verify"),
+        options=dict(file._options),
     )
 
 
@@ -153,6 +160,8 @@ def one_problem(overrides: Sequence[str]) -> Problem:
         _apply(file, override)
     if file.measure or file.verify:
         raise UserError("--set: measure and verify belong to a suite; here is nothing to sample")
+    for key in file._options:
+        raise unknown("key", key, _PROBLEM_KEYS, "--set")
     combinations = list(_combinations(file.points[0], "--set"))
     if len(combinations) > 1:
         raise UserError(f"--set: describes {len(combinations)} problems; give each key one value")
@@ -220,7 +229,10 @@ def _apply(file: _File, override: str) -> None:
         getattr(file, table)[inner] = value
         return
     if key not in _PROBLEM_KEYS:
-        raise unknown("key", key, [*_PROBLEM_KEYS, *(f"{t}.KEY" for t in _TABLES)], "--set")
+        if not isinstance(value, Value):
+            raise unknown("key", key, SET_KEYS, "--set")
+        file._options[key] = value
+        return
     for fields in [file.grid] * bool(file.grid) + file.points:
         for rival in _RIVALS.get(key, ()):
             fields.pop(rival, None)

@@ -37,6 +37,7 @@ class Triton(Attention):
     dtypes = ("float32", "bfloat16", "float16")
     devices = ("cuda", "cpu")
     options = {"interpret": False, "fp32": "ieee"}
+    simulators = {"interpret": "in Triton's interpreter"}
     version = _version()
     source = "Dao 2023, FlashAttention-2, arXiv 2307.08691; kernels written here"
 

@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
     series: list[Series] = []
     steps: list[Step] = []
     if arguments.history:
-        history = load_history(arguments.history)
+        history = load_history(arguments.history).timings()
         series = series_of(history)
         steps = find_steps(series, threshold)
         for problem in history.problems:

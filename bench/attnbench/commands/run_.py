@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -49,16 +49,15 @@ def main(arguments: argparse.Namespace) -> int:
             return 0
         stopped = measure(console, session, plan, file, command_of(arguments))
     records = _records(plan, file)
-    counts: Counter[str] = Counter(record.status for record in records)
     for line in closing_lines(records):
         console.print(escape(line), soft_wrap=True)
-    _summary(console, counts, file)
-    if counts.total():
+    _summary(console, records, file)
+    if records:
         show_page(console, arguments, suite, file)
     if stopped:
         console.print("Stopped early; the same command goes on from here.")
         return 130
-    return 1 if any(counts[status] for status in _BAD) else 0
+    return 1 if any(record.status in _BAD for record in records) else 0
 
 
 def measure(console: Console, session: Session, plan: Plan, file: Path, command: str) -> bool:
@@ -149,8 +148,9 @@ def print_points(console: Console, plan: Plan) -> None:
     for group in plan.groups:
         console.print(f"{group[0].problem.id}  {escape(group[0].problem.label)}", soft_wrap=True)
         for point in group:
-            reason = point.contender.entry.reason
+            reason, simulated = point.contender.entry.reason, point.contender.simulated
             note = f"  (unavailable: {reason})" if reason else ""
+            note += f"  ({simulated}: verified, no timing)" if simulated else ""
             console.print(f"    {escape(point.contender.key + note)}", soft_wrap=True)
 
 
@@ -159,7 +159,14 @@ def _records(plan: Plan, file: Path) -> list[Record]:
     return [r for r in store.load([file]).records if r.id in plan.ids] if file.exists() else []
 
 
-def _summary(console: Console, counts: Counter[str], file: Path) -> None:
+def _summary(console: Console, records: Sequence[Record], file: Path) -> None:
+    where = Counter(r.implementation.simulated for r in records if r.status == "ok")
+    for words, count in sorted((w, n) for w, n in where.items() if w is not None):
+        console.print(
+            f"{count} points ran {escape(words)}: verified; their times are no timings",
+            soft_wrap=True,
+        )
+    counts = Counter(record.status for record in records)
     told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     console.print(
         f"{counts.total()} points: {told or 'none'}. Records: {escape(str(file))}", soft_wrap=True

@@ -7,6 +7,7 @@ as today's, or records that were measured before.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from attnbench.against import Brought, base_file, brought_out, make_plan_of_both
 from attnbench.commands import compare_text, rerun, run_
 from attnbench.commands.opening import command_of, open_for
 from attnbench.compare import THRESHOLD, Comparison, compare
-from attnbench.plan import Plan, choose, parse_shard
+from attnbench.errors import UserError
+from attnbench.plan import Contender, Plan, parse_shard
 from attnbench.record import Record
 from attnbench.report import units
 from attnbench.runs import Run, load_run
@@ -62,13 +64,22 @@ def main(arguments: argparse.Namespace) -> int:
         return _of_revision(work) if base is None else _of_records(work, base)
 
 
+def _expect_timings(contenders: Sequence[Contender]) -> None:
+    for contender in contenders:
+        if contender.simulated is not None:
+            raise UserError(
+                f"--against: {contender.spec} runs {contender.simulated}, whose times are no "
+                "timings; there is nothing to compare"
+            )
+
+
 # ---- a revision ------------------------------------------------------------------------
 
 
 def _of_revision(work: _Work) -> int:
     arguments, session = work.arguments, work.session
-    where = "--impls" if arguments.impls else f"{work.suite.path}: impls"
-    contenders = choose(arguments.impls or work.suite.impls, session.entries, where)
+    contenders = session.contenders(work.suite, arguments.impls)
+    _expect_timings(contenders)
     with brought_out(session, contenders, arguments.against) as brought:
         for line in _told(brought):
             work.say(line)
@@ -127,6 +138,7 @@ def _records(path: Path) -> Run | None:
 def _of_records(work: _Work, base: Run) -> int:
     arguments, session = work.arguments, work.session
     plan = session.plan(work.suite, work.file, arguments.impls, arguments.problem, work.shard)
+    _expect_timings([point.contender for point in plan.points])
     points = {(p.problem.id, p.contender.spec) for p in plan.points}
     run_.announce(work.console, session, plan, work.file)
     if arguments.dry_run:

@@ -95,6 +95,8 @@ def _lines(record: Record) -> list[str]:
     lines = [f"device {record.device}, environment {record.environment}"]
     if record.samples is not None:
         s = record.samples
+        if record.implementation.simulated is not None:
+            lines.append(f"ran {record.implementation.simulated}: no timing")
         lines.append(f"median {s.median_s:.6e} s, 95 % interval {s.low_s:.6e} to {s.high_s:.6e} s")
     if record.memory is not None and record.memory.peak_bytes is not None:
         lines.append(f"peak memory {record.memory.peak_bytes} bytes")

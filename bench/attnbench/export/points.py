@@ -27,6 +27,13 @@ class Named:
     apart: str  # " on NVIDIA H200"; usually empty
 
     @property
+    def why_untimed(self) -> str | None:
+        """Its status, or the simulator whose time it has; None for a timing."""
+        if self.record.samples is None:
+            return self.record.status
+        return self.record.implementation.simulated
+
+    @property
     def words(self) -> str:
         """``sdpa B1 H8 N128 D64 float32 full forward``: without the suite."""
         return f"{self.record.implementation.spec} {self.label}{self.apart}"
@@ -46,9 +53,9 @@ class Points:
     problems: tuple[str, ...]
 
     def timed(self) -> tuple[list[Named], tuple[str, ...]]:
-        """The points that have a time, and the problems with a line about the others."""
-        timed = [p for p in self.points if p.record.samples is not None]
-        left = Counter(p.record.status for p in self.points if p.record.samples is None)
+        """The points that have a timing, and the problems with a line about the others."""
+        timed = [p for p in self.points if p.why_untimed is None]
+        left = Counter(p.why_untimed for p in self.points if p.why_untimed is not None)
         told = ", ".join(f"{count} {status}" for status, count in sorted(left.items()))
         return timed, (*self.problems, *([f"without a time, left out: {told}"] if told else []))
 

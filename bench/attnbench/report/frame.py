@@ -28,8 +28,9 @@ def load_frame(results: Sequence[Path]) -> pd.DataFrame:
 
     Columns: identity (``id``, ``suite``, ``implementation`` with its options, ``machine``,
     ``device``, ``environment``), the problem's fields (``seqlen_q``, ``dtype``, ``mask``,
-    …), ``status`` and ``reason``; ``median_s``, ``tflops`` and ``speedup`` (against the
-    suite's baseline), each with ``…low`` and ``…high`` of its 95 % interval;
+    …), ``status`` and ``reason``; ``simulated`` (what ran in a simulator has no timing);
+    ``median_s``, ``tflops`` and ``speedup`` (against the suite's baseline), each with
+    ``…low`` and ``…high`` of its 95 % interval;
     ``host_median_s`` likewise, on CUDA; how it was timed, as ``clock``, ``method`` and
     ``cache``, and whether it ``converged``; ``flops``,
     ``ideal_bytes``, ``intensity`` (FLOPs a byte); ``roofline_share`` and ``roofline_bound``;
@@ -57,6 +58,7 @@ def _row(point: Point) -> dict[str, Any]:
         "kind": record.implementation.kind,
         "version": record.implementation.version,
         "source_sha256": record.implementation.source_sha256,
+        "simulated": record.implementation.simulated,
         "status": record.status,
         "reason": record.reason,
         "device": record.device,

@@ -15,6 +15,7 @@ from attnbench.report import tables, units
 from attnbench.report.definition import Definition
 from attnbench.report.environments import Environment
 from attnbench.report.points import Point
+from attnbench.report.simulated import COLUMNS, SimulatedView
 from attnbench.report.style import Look
 from attnbench.report.sweep import Scope
 from attnbench.report.verdicts import Verdict
@@ -34,17 +35,19 @@ def summary(
     problems: Sequence[str],
     figures: Sequence[Path],
     folder: Path,
+    simulated: SimulatedView | None = None,
 ) -> str:
     """The text. ``figures`` are linked as seen from ``folder``."""
     head = [f"# {escape(definition.title)}", ""]
     head += [escape(definition.description), ""] if definition.description else []
     if not scopes:
-        head += ["There are no records in these results.", ""]
+        what = "timings" if simulated else "records"
+        head += [f"There are no {what} in these results.", ""]
     for scope in scopes:
         head += _verdicts(scope, environments)
     head += _problems(problems) + _figures(figures, folder)
     failed = [f for scope in scopes for f in _failures(scope, looks)]
-    tail = _failure_table(failed)
+    tail = _failure_table(failed) + _simulated_table(simulated)
     room = LIMIT_BYTES - _size(head) - _size(tail)
     if room < 0:  # thousands of panels: verdicts alone are too many
         head, room = _cut(head, LIMIT_BYTES - _size(tail)), 0
@@ -141,6 +144,19 @@ def _failure_table(failures: Sequence[tables.Failure]) -> list[str]:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(escape(cell) for cell in cells)} |")
     left = len(failures) - _MOST_FAILURES
+    return [*lines, *(["", f"{left} more in the page."] if left > 0 else []), ""]
+
+
+def _simulated_table(simulated: SimulatedView | None) -> list[str]:
+    if simulated is None:
+        return []
+    lines = [
+        "## Not timings", "", escape(simulated.summary), "",
+        f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|",
+    ]  # fmt: skip
+    for row in simulated.rows[:_MOST_FAILURES]:
+        lines.append(f"| {' | '.join(escape(clip(cell)) for cell in row)} |")
+    left = len(simulated.rows) - _MOST_FAILURES
     return [*lines, *(["", f"{left} more in the page."] if left > 0 else []), ""]
 
 

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from attnbench.record import Implementation
 from attnbench.report import environments as env
+from attnbench.report import simulated as simulated_points
 from attnbench.report import strips, tables, units
 from attnbench.report.compile_checks import COLUMNS, CheckView
 from attnbench.report.dataset import dataset, filter_values
@@ -31,6 +32,7 @@ from attnbench.report.environments import Environment
 from attnbench.report.fields import LABELS, label
 from attnbench.report.points import Point
 from attnbench.report.profiles import Profile
+from attnbench.report.simulated import SimulatedView
 from attnbench.report.style import Look
 from attnbench.report.sweep import Panel, Scope
 from attnbench.report.verdicts import Verdict, verdicts
@@ -136,6 +138,7 @@ def page(
     problems: Sequence[str],
     profiles: Sequence[Profile] = (),
     checks: Sequence[CheckView] = (),
+    simulated: SimulatedView | None = None,
 ) -> str:
     """The HTML text. The same records give the same bytes."""
     bundle, script = _bundle(), _asset("page.js")
@@ -153,6 +156,8 @@ def page(
         profiles=profiles,
         checks=checks,
         check_columns=COLUMNS,
+        simulated=simulated,
+        simulated_columns=simulated_points.COLUMNS,
         statuses=tables.MEANINGS,
         policy=_policy(bundle, script),
         css=Markup(_asset("page.css")),

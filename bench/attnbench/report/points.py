@@ -35,7 +35,8 @@ class Point:
             are the mask's own, ``d_model`` is added.
         machine: equal for points whose figures may be compared.
         label: the problem in a line.
-        time_s: seconds a call; rate: FLOP/s; speedup: baseline's time over this time.
+        time_s: seconds a call; None for what ran in a simulator.
+        rate: FLOP/s; speedup: baseline's time over this time.
         host_s: wall time of the eager call; None where ``time_s`` is host time itself.
         flops, ideal_bytes: of the problem; None where this attnbench cannot read it.
         joules_per_token: gross, a query token; None where energy was not measured.
@@ -182,7 +183,7 @@ def _bare(record: Record, machine: str) -> Point:
         _flat_fields(record),
         machine,
         record.problem_id,
-        time_s=_interval(record.samples),
+        time_s=None if record.implementation.simulated else _interval(record.samples),
         host_s=_interval(record.host_samples),
     )
 

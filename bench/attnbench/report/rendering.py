@@ -13,6 +13,7 @@ from attnbench.report.markdown import summary
 from attnbench.report.page import page
 from attnbench.report.points import current, load_points
 from attnbench.report.profiles import find_profiles
+from attnbench.report.simulated import apart
 from attnbench.report.style import looks
 from attnbench.report.sweep import scopes
 
@@ -56,6 +57,7 @@ def render(
     loaded = load_points(results)
     points, superseded = current(loaded.points)
     problems = (*loaded.problems, *superseded)
+    points, simulated = apart(points)
     split = scopes(points, definition.axis)
     looked = looks(points)
     out.mkdir(parents=True, exist_ok=True)
@@ -69,12 +71,13 @@ def render(
             problems,
             find_profiles(results, points, out),
             find_checks(results),
+            simulated,
         ),
         encoding="utf-8",
     )
     drawn = draw_figures(definition, split, looked, loaded.environments, out / "figures")
     text.write_text(
-        summary(definition, split, looked, loaded.environments, problems, drawn, out),
+        summary(definition, split, looked, loaded.environments, problems, drawn, out, simulated),
         encoding="utf-8",
     )
     return Rendered(html, text, tuple(drawn), problems)
