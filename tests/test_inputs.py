@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from attnbench.inputs import make_inputs
+from attnbench.oracle import softmax_weights
 from attnbench.problem import DTYPES, Problem
 
 SMALL = Problem.of(batch=2, heads=4, heads_kv=2, seqlen_q=5, seqlen_k=9, head_dim=32, head_dim_v=16)
@@ -32,7 +33,7 @@ def test_shapes_and_dtypes_are_the_problems():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["normal", "large", "peaky", "correlated"])
+@pytest.mark.parametrize("kind", ["normal", "large", "peaky", "correlated", "local", "needle"])
 def test_every_dtype_is_a_rounding_of_the_same_float32_draw(dtype, kind):
     """So the precisions of one sweep solve the same problem."""
     drawn = tensors(SMALL.replace(inputs=kind))
@@ -43,7 +44,7 @@ def test_every_dtype_is_a_rounding_of_the_same_float32_draw(dtype, kind):
         assert torch.equal(rounded.float(), x.to(rounded.dtype).float())
 
 
-@pytest.mark.parametrize("kind", ["normal", "large", "peaky", "correlated"])
+@pytest.mark.parametrize("kind", ["normal", "large", "peaky", "correlated", "local", "needle"])
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(kind):
     p = SMALL.replace(inputs=kind)
     for x, again, other in zip(tensors(p), tensors(p), tensors(p, seed=1), strict=True):
@@ -146,3 +147,23 @@ def test_a_decode_step_reads_views_of_a_longer_cache_with_nan_behind(dtype):
         cache_BGSD = view_BGND._base
         assert cache_BGSD.shape[2] > view_BGND.shape[2]
         assert cache_BGSD[:, :, 9:].float().isnan().all()
+
+
+def weights_of(p: Problem) -> torch.Tensor:
+    return softmax_weights(p, make_inputs(p, 0), torch.arange(p.seqlen_q))
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_local_weight_is_near(mask: str) -> None:
+    p = Problem.of(heads=2, seqlen=512, head_dim=64, inputs="local", mask=mask)
+    away_MN = (torch.arange(512)[:, None] - torch.arange(512)).abs()
+    near = (weights_of(p) * (away_MN < 32)).sum(-1).mean()
+    plain = (weights_of(p.replace(inputs="normal")) * (away_MN < 32)).sum(-1).mean()
+    assert near > 0.8 > 0.3 > plain
+
+
+def test_late_queries_find_the_needle_and_early_ones_do_not() -> None:
+    p = Problem.of(heads=4, heads_kv=2, seqlen=300, head_dim=64, inputs="needle")
+    on_needle_HM = weights_of(p)[:, :, 100]
+    assert float(on_needle_HM[:, 150:].min()) > 0.9
+    assert float(on_needle_HM[:, :150].mean()) < 0.05

@@ -16,6 +16,7 @@ from attnbench.spec import Value
 if TYPE_CHECKING:
     import torch
 
+    from attnbench.masks import Mask
     from attnbench.offline import Case
 
 Kind = Literal["exact", "approximate"]
@@ -150,9 +151,30 @@ class Attention:
         """
         return ()
 
+    def own_mask(self, problem: Problem) -> Mask | None:
+        """For sparse methods: the mask of the pairs that it computes instead of the problem's.
+
+        Its result is then verified as the exact answer under that mask, gradients included,
+        and its distance from the problem's own answer is recorded. None: it has no such
+        mask, and as an approximate method makes no claim about its error.
+        """
+        return None
+
     def flops(self, problem: Problem) -> int:
-        """FLOPs this method needs; approximate methods override it with their formula."""
-        return problem.flops()
+        """FLOPs this method needs: those of its own mask, or what its formula says.
+
+        Approximate methods without a mask override it. Matrix products count two a
+        multiply-add, as in ``Problem.flops``.
+        """
+        return self._solved(problem).flops()
+
+    def ideal_bytes(self, problem: Problem) -> int:
+        """Fewest bytes this method must move; approximate methods may override it too."""
+        return self._solved(problem).ideal_bytes()
+
+    def _solved(self, problem: Problem) -> Problem:
+        mask = self.own_mask(problem)
+        return problem if mask is None else problem.replace(mask=mask)
 
 
 def _read_option(name: str, key: str, value: Value, default: Value) -> Value:

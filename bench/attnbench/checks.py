@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from attnbench.attention import Attention, Unsupported
+from attnbench.claim import claim_of
 from attnbench.execution import Execution
 from attnbench.inputs import Inputs, make_inputs
 from attnbench.problem import Problem
@@ -42,11 +43,12 @@ class Trial:
     note: str | None = None  # worth telling, though nothing is wrong
 
     def __post_init__(self) -> None:
+        self.claim = claim_of(self.implementation, self.problem)
         self._execution = Execution(self.implementation, self.problem, self.device)
 
     @property
     def is_approximate(self) -> bool:
-        """Its error is its own business; its manners are not."""
+        """Its distance from the problem's answer is its own business; its manners are not."""
         return self.implementation.kind == "approximate"
 
     def inputs(self, seed: int = _SEED) -> Inputs:
@@ -69,7 +71,7 @@ class Trial:
         if changed is not None:
             raise Wrong(f"it overwrote its input {changed}")
         yardstick = self._yardstick(inputs)
-        self.accuracy = judge(yardstick, results, approximate=self.is_approximate)
+        self.accuracy = judge(yardstick, results, approximate=not self.claim.is_exact)
         if not passed(self.accuracy):
             raise Wrong(explain(self.accuracy))
 
@@ -88,7 +90,7 @@ class Trial:
 
     def _yardstick(self, inputs: Inputs) -> Yardstick:
         keep = self._execution.keep_mask() if self.problem.dropout_p > 0 else None
-        return make_yardstick(self.problem, inputs, keep)
+        return make_yardstick(self.claim.problem, inputs, keep)
 
 
 # ---- the answer --------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def _right_when_exact(trial: Trial) -> None:
     cls = type(trial.implementation)
     exact = Trial(cls(**{**trial.implementation.options, **given}), trial.problem, trial.device)
     inputs = exact.inputs()
-    accuracy = judge(exact._yardstick(inputs), exact.answer(inputs))
+    accuracy = judge(make_yardstick(trial.problem, inputs), exact.answer(inputs))
     if not passed(accuracy):
         options = ", ".join(f"{key}={value}" for key, value in given.items())
         raise Wrong(f"with {options} it should be exact: {explain(accuracy)}")
@@ -208,9 +210,9 @@ def spreads_nan_of_v(trial: Trial) -> None:
 
 def _seeing(trial: Trial, results: Tensors) -> torch.Tensor:
     """The output rows of head 0 that may see the middle key."""
-    if trial.is_approximate:
+    if not trial.claim.is_exact:
         raise Unsupported("an approximate method may never look at that key")
-    p = trial.problem
+    p = trial.claim.problem
     sees_M = p.mask.dense(p.seqlen_q, p.seqlen_k, trial.device)[:, p.seqlen_k // 2]
     return results["out"][0, 0, sees_M]
 

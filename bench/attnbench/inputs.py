@@ -19,6 +19,7 @@ from attnbench.problem import Problem
 
 _LARGE = 6.0  # standard deviation of each of q and k; that of a logit is its square, 36
 _PEAK = 4.0  # share of the key it points at in each "peaky" query
+_NEARBY = 8.0  # nats by which a "local" query prefers its own position to a distant one
 _CORRELATION = 0.95  # of neighbouring tokens in "correlated"
 _CACHE_SLACK = 256  # free slots behind the filled part of a decode KV cache
 
@@ -43,7 +44,10 @@ def make_inputs(problem: Problem, seed: int, device: torch.device | str = "cpu")
     The kinds: ``normal`` is N(0, 1). ``large`` has logits of a hundred and more, where a
     softmax without max-subtraction overflows (float32 does at 88.7). ``peaky`` makes each
     query point at one key at or before its own position, so that at head_dim ≥ 32 nearly
-    all weight sits there if the mask allows it. ``correlated`` walks slowly along the
+    all weight sits there if the mask allows it. ``needle`` makes the second half of the
+    queries point at one key in the first half, the same for all of a head: what a window
+    cannot see. ``local`` makes logits fall off with the distance between query and key, so
+    that nearly all weight is near: what a window is made for. ``correlated`` walks slowly along the
     sequence (AR(1)), as neighbouring tokens of real text do. ``grad_out`` is N(0, 1) always.
 
     A decode step's k and v are views of a longer cache, with NaN in the slots behind.
@@ -62,6 +66,10 @@ def make_inputs(problem: Problem, seed: int, device: torch.device | str = "cpu")
         q_BHMD, k_BGND = q_BHMD * _LARGE, k_BGND * _LARGE
     elif p.inputs == "peaky":
         q_BHMD = q_BHMD + _PEAK * _own_keys(k_BGND, p, generator)
+    elif p.inputs == "local":
+        q_BHMD, k_BGND = _near(q_BHMD, k_BGND, p)
+    elif p.inputs == "needle":
+        q_BHMD = q_BHMD + _PEAK * _needle(k_BGND, p)
     elif p.inputs == "correlated":
         q_BHMD, k_BGND, v_BGNE = (_walk(x) for x in (q_BHMD, k_BGND, v_BGNE))
     tensors = [x.to(p.torch_dtype).to(device) for x in (q_BHMD, k_BGND, v_BGNE, grad_out_BHME)]
@@ -77,6 +85,36 @@ def _own_keys(k_BGND: torch.Tensor, p: Problem, generator: torch.Generator) -> t
     chosen_M = (torch.rand(p.seqlen_q, generator=generator) * reach_M).long()
     picked_BGMD = k_BGND[:, :, chosen_M]
     return picked_BGMD.repeat_interleave(p.heads_q // p.heads_kv, dim=1)
+
+
+def _needle(k_BGND: torch.Tensor, p: Problem) -> torch.Tensor:
+    """For each query of the second half the needle's key, else zeros: ``(B, H, M, D)``."""
+    needle_BG1D = k_BGND[:, :, p.seqlen_k // 3][:, :, None]
+    is_seeking_M1 = torch.arange(p.seqlen_q)[:, None] >= p.seqlen_q // 2
+    return (needle_BG1D * is_seeking_M1).repeat_interleave(p.heads_q // p.heads_kv, dim=1)
+
+
+def _near(
+    q_BHMD: torch.Tensor, k_BGND: torch.Tensor, p: Problem
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half of each vector says where it is: cosines and sines of the position, at many rates.
+
+    The product of two such halves is the mean of ``cos(rate · distance)``, times ``_NEARBY``
+    nats: largest where the positions are the same, and about zero beyond a few dozen.
+    """
+    half = p.head_dim // 4
+    rate_d = torch.linspace(0.02, 0.5, max(half, 1))
+    size = (_NEARBY / p.softmax_scale / max(half, 1)) ** 0.5 if p.softmax_scale > 0 else 1.0
+
+    def place(x_BHSD: torch.Tensor, position_S: torch.Tensor) -> torch.Tensor:
+        angle_Sd = position_S[:, None] * rate_d
+        said_Sd = size * torch.cat([angle_Sd.cos(), angle_Sd.sin()], dim=1)
+        x_BHSD = x_BHSD.clone()
+        x_BHSD[..., : 2 * half] = said_Sd[:, : 2 * half]
+        return x_BHSD
+
+    position_M = torch.arange(p.seqlen_q) + float(p.seqlen_k - p.seqlen_q)
+    return place(q_BHMD, position_M), place(k_BGND, torch.arange(p.seqlen_k).float())
 
 
 def _walk(x_BHND: torch.Tensor) -> torch.Tensor:

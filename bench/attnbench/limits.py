@@ -66,13 +66,24 @@ class Limits:
         return environments.save(self.environment, self.folder)
 
     def fault(
-        self, problem: Problem, samples: Samples, *, is_exact: bool, clock_mhz: float | None
+        self,
+        problem: Problem,
+        samples: Samples,
+        *,
+        is_exact: bool,
+        flops: int | None = None,
+        ideal_bytes: int | None = None,
+        clock_mhz: float | None,
     ) -> str | None:
-        """What is wrong with a time, if it beats the ceilings by more than their error."""
+        """What is wrong with a time, if it beats the ceilings by more than their error.
+
+        ``flops`` and ``ideal_bytes`` are the method's own, where it is no exact one.
+        """
         ceilings = ceilings_of(self.environment)
         if ceilings is None or _is_disturbed(self._told):
             return None
-        fault = _place(problem, samples, ceilings, is_exact, clock_mhz).implausible
+        own = flops, ideal_bytes
+        fault = _place(problem, samples, ceilings, is_exact, own, clock_mhz).implausible
         return f"implausibly fast: {fault}" if fault else None
 
     def measure_again(self) -> None:
@@ -166,7 +177,9 @@ def place_record(record: Record, environment: Mapping[str, Any]) -> Place | None
         return None
     problem = Problem.from_json(record.problem)
     is_exact = record.implementation.kind == "exact"
-    found = _place(problem, record.samples, ceilings, is_exact, highest_clock(record.telemetry))
+    clock_mhz = highest_clock(record.telemetry)
+    own = record.flops, record.ideal_bytes
+    found = _place(problem, record.samples, ceilings, is_exact, own, clock_mhz)
     if _is_disturbed(environment["ceilings"]):
         why = "the ceilings were measured while the machine was disturbed"
         return Place(found.flops_per_s, found.bytes_per_s, found.intensity, absent=why)
@@ -189,12 +202,15 @@ def _place(
     samples: Samples,
     ceilings: Ceilings,
     is_exact: bool,
+    own: tuple[int | None, int | None],  # FLOPs and bytes of an approximate method
     clock_mhz: float | None,
 ) -> Place:
     return place(
         problem,
         samples.median_s,
         ceilings,
+        flops=own[0],
+        ideal_bytes=own[1],
         is_exact=is_exact,
         is_cold=samples.cache == "cold",
         clock_mhz=clock_mhz,

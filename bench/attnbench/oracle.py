@@ -98,6 +98,41 @@ def textbook(
         )
 
 
+def softmax_weights(problem: Problem, inputs: Inputs, rows_m: torch.Tensor) -> torch.Tensor:
+    """The attention weights of some rows of the first batch entry, before any dropout.
+
+    Args:
+        problem: its ``level`` must be ``op``.
+        inputs: of the problem's shapes, any strides.
+        rows_m: int64, which query rows.
+
+    Returns:
+        float64 (heads_q, rows, seqlen_k), zeros in a row that sees no key.
+    """
+    p, device = problem, inputs.q_BHMD.device
+    if p.level != "op":
+        raise ValueError(f"the oracle solves level 'op', not {p.level!r}")
+    rows_m = rows_m.to(device)
+    group = p.heads_q // p.heads_kv
+    q_XRmD = inputs.q_BHMD[0, :, rows_m].double().reshape(p.heads_kv, group, len(rows_m), -1)
+    allows = p.mask.predicate(
+        p.seqlen_q, p.seqlen_k, lambda table: torch.as_tensor(table, device=device)
+    )
+    q_pos_m = rows_m + (p.seqlen_k - p.seqlen_q)
+    k_pos_N = torch.arange(p.seqlen_k, device=device)
+    bias_XRmn = None
+    if p.alibi:
+        slopes_H = torch.tensor(alibi_slopes(p.heads_q), dtype=torch.float64, device=device)
+        away_mN = (q_pos_m[:, None] - k_pos_N).abs()
+        bias_XRmn = -slopes_H.reshape(p.heads_kv, group, 1, 1) * away_mN
+    hidden_mN = ~allows(q_pos_m[:, None], k_pos_N[None, :])
+    everything = slice(None)
+    tile = _Tile(everything, everything, everything, hidden_mN, bias_XRmn)
+    exact = _Arithmetic(torch.float64, torch.float64, torch.float64, fused=True)
+    w = _weights(p, exact, tile, q_XRmD, inputs.k_BGND[0].double(), None)
+    return w.weights_XRmn.reshape(p.heads_q, len(rows_m), p.seqlen_k)
+
+
 @dataclass(frozen=True)
 class _Arithmetic:
     """Which precision products are accumulated in, and what is written to memory."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["forward", "backward", "both"]
 Level = Literal["op", "layer"]
-InputKind = Literal["normal", "large", "peaky", "correlated"]
+InputKind = Literal["normal", "large", "peaky", "correlated", "local", "needle"]
 
 DTYPES: Mapping[str, int] = {
     "float64": 8,

@@ -5,7 +5,9 @@ Schema history
     1.1.0  device and host time apart (``host_samples``); samples say method, cache state and
            whether warm-up reached a steady state; memory by parts; energy; telemetry;
            kernels; pairs and revisions of an implementation.
-    1.2.0  implementations that ran in a simulator (``Implementation.simulated``).
+    1.2.0  implementations that ran in a simulator (``Implementation.simulated``); of
+           approximate methods their own FLOPs and bytes, and their distance from the
+           answer that was asked for.
 
 A reader accepts any 1.x: a field it does not know is kept and ignored, one that is
 missing takes its default. Derived figures (TFLOPS, speed-up, share of roofline) are never
@@ -164,6 +166,14 @@ class TensorAccuracy(_Part):
         return self
 
 
+class Distance(_Part):
+    """How far one tensor is from the float64 answer that was asked for; see ``distance``."""
+
+    rel_l2: float | None = None
+    cosine: float | None = None
+    max_abs: float | None = None
+
+
 class Record(_Part):
     """One point: an implementation on a problem on a machine."""
 
@@ -186,6 +196,10 @@ class Record(_Part):
     host_samples: Samples | None = None  # CUDA: wall time of the eager call, launch included
     memory: Memory | None = None
     accuracy: dict[str, TensorAccuracy] = {}  # by tensor: out, dq, dk, dv
+    flops: int | None = None  # of an approximate method, by its own formula
+    ideal_bytes: int | None = None  # likewise
+    distance: dict[str, Distance] = {}  # of an approximate method, by tensor, where accuracy is
+    weights_tv: float | None = None  # of another claim; mean total variation of its weights
     energy: Energy | None = None
     energy_absent: str | None = None  # why there is none, though the suite asked for it
     telemetry: dict[str, Any] = {}  # while it was sampled; see ``conditions``

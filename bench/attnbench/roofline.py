@@ -123,6 +123,7 @@ def place(
     ceilings: Ceilings,
     *,
     flops: int | None = None,
+    ideal_bytes: int | None = None,
     is_exact: bool = True,
     is_cold: bool = False,
     clock_mhz: float | None = None,
@@ -133,7 +134,7 @@ def place(
         problem: what was computed.
         seconds: that one call took.
         ceilings: of the device.
-        flops: the implementation's own count; None is the problem's.
+        flops, ideal_bytes: the implementation's own counts; None is the problem's.
         is_exact: False for approximate methods: they may read less and use shorter types,
             so that only their own ``flops`` on the fastest unit of all is a limit.
         is_cold: the call began with its inputs out of the caches.
@@ -144,7 +145,8 @@ def place(
     """
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
-    work, moved = problem.flops() if flops is None else flops, problem.ideal_bytes()
+    work = problem.flops() if flops is None else flops
+    moved = problem.ideal_bytes() if ideal_bytes is None else ideal_bytes
     bare = Place(work / seconds, moved / seconds, work / moved)
     if not is_exact and flops is None:
         return replace(bare, absent="an approximate method that does not say its FLOPs")

@@ -24,7 +24,15 @@ from attnbench.plan import Plan, Point
 from attnbench.pool import WorkerPool, make_task
 from attnbench.process import Event, WorkerDied
 from attnbench.processes import Held
-from attnbench.record import Energy, Implementation, Memory, Record, Samples, TensorAccuracy
+from attnbench.record import (
+    Distance,
+    Energy,
+    Implementation,
+    Memory,
+    Record,
+    Samples,
+    TensorAccuracy,
+)
 
 _LOG_LIMIT = 4000
 
@@ -209,6 +217,8 @@ class Runner:
             point.problem,
             Samples.model_validate(told["samples"]),
             is_exact=point.contender.entry.kind == "exact",
+            flops=told.get("flops"),
+            ideal_bytes=told.get("ideal_bytes"),
             clock_mhz=highest_clock(told["telemetry"]),
         )
 
@@ -298,6 +308,12 @@ class Runner:
                 name: TensorAccuracy.model_validate(a)
                 for name, a in told.get("accuracy", {}).items()
             },
+            flops=told.get("flops"),
+            ideal_bytes=told.get("ideal_bytes"),
+            distance={
+                name: Distance.model_validate(d) for name, d in told.get("distance", {}).items()
+            },
+            weights_tv=told.get("weights_tv"),
             energy=Energy.model_validate(told["energy"]) if told.get("energy") else None,
             energy_absent=told.get("energy_absent"),
             telemetry=told.get("telemetry", {}),

@@ -20,7 +20,9 @@ import torch
 
 from attnbench import registry
 from attnbench.attention import Attention
+from attnbench.claim import Claim, claim_of
 from attnbench.device import synchronize
+from attnbench.distance import distances, weights_distance
 from attnbench.execution import Execution
 from attnbench.failure import Failed, classify
 from attnbench.guard import Guard
@@ -49,10 +51,12 @@ class Contender:
 
     key: str
     implementation: Attention
+    claim: Claim
     execution: Execution | None = None
     watch: Watch | None = None
     accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
     figures: dict[str, Samples | None] = field(default_factory=dict)  # as the record has them
+    about: dict[str, Any] = field(default_factory=dict)  # further fields of the record
     sampled_s: float = 0.0  # in warm-up and rounds
     judge_s: float = 0.0  # what verifying it once has cost
 
@@ -82,7 +86,8 @@ class Group:
         self._alone = len(task["contenders"]) == 1
         self._task = task
         self._guard = Guard()
-        self._yardsticks: dict[int, Yardstick] = {}
+        self._yardsticks: dict[Problem, Yardstick] = {}  # for the inputs of one seed
+        self._yardstick_seed: int | None = None
         self._ready: dict[str, Contender] = {}
         self._energy_s: float = task["energy_s"]
         self._energy_meter: EnergyMeter | None = None
@@ -105,7 +110,9 @@ class Group:
 
     def _build_and_verify(self, told: dict[str, Any], inputs: Inputs) -> None:
         self._step(told["key"], "import")
-        contender = Contender(told["key"], registry.make(told))
+        implementation = registry.make(told)
+        claim = claim_of(implementation, self.problem)
+        contender = Contender(told["key"], implementation, claim)
         self._step(contender.key, "build")
         contender.execution = Execution(
             contender.implementation, self.problem, self.device, self.seed
@@ -161,6 +168,8 @@ class Group:
         self._step(key, "check again")
         again = self._judge(contender, seed, inputs)
         contender.accuracy = worst([contender.accuracy, again])
+        if contender.implementation.kind == "approximate":
+            contender.about |= self._given_up(contender, seed, inputs)
         assert own.timer is not None
         if (fault := own.timer.fault()) is not None:
             raise Failed("incorrect", f"what was timed ({own.timer.method}): {fault}")
@@ -172,6 +181,19 @@ class Group:
             "host_samples": figures.host_time(own, clock, self.budget),
         }
 
+    def _given_up(self, contender: Contender, seed: int, inputs: Inputs) -> dict[str, Any]:
+        """What an approximate method costs by its own formula, and how far off it is."""
+        implementation = contender.implementation
+        told: dict[str, Any] = {
+            "flops": implementation.flops(self.problem),
+            "ideal_bytes": implementation.ideal_bytes(self.problem),
+        }
+        if self.problem.dropout_p == 0:
+            yardstick = self._yardstick(self.problem, seed, inputs)
+            found = distances(yardstick, contender.watched.results())
+            told["distance"] = {name: d.model_dump() for name, d in found.items()}
+        return told
+
     def _inspect(self, key: str) -> None:
         contender = self._ready[key]
         self._succeed(contender, self._untimed(contender) if self._process == 0 else {})
@@ -182,12 +204,18 @@ class Group:
         self._step(contender.key, "memory")
         memory = measure_memory(running, self.device)
         running.prepare()
-        told = {"memory": memory.model_dump(), "kernels": what_ran(running.step, self.device)}
+        told: dict[str, Any] = {
+            "memory": memory.model_dump(),
+            "kernels": what_ran(running.step, self.device),
+        }
         if self._energy_s:
             self._step(contender.key, "energy")
             if self._energy_meter is None:
                 self._energy_meter = EnergyMeter(self.device, self._energy_s)
             told |= self._energy_meter.measure(running.step)
+        if contender.implementation.kind == "approximate":
+            self._step(contender.key, "weights")  # last: it leaves other contents behind
+            told["weights_tv"] = weights_distance(running, self._inputs(self.seed))
         self._guard.check()
         return told
 
@@ -237,13 +265,12 @@ class Group:
     def _compare(
         self, contender: Contender, seed: int, inputs: Inputs, results: Mapping[str, torch.Tensor]
     ) -> dict[str, TensorAccuracy]:
+        claim = contender.claim
         if self.problem.dropout_p > 0:
-            yardstick = make_yardstick(self.problem, inputs, contender.running.keep_mask())
+            yardstick = make_yardstick(claim.problem, inputs, contender.running.keep_mask())
         else:
-            yardstick = self._yardstick(seed, inputs)
-        accuracy = judge(
-            yardstick, results, approximate=contender.implementation.kind == "approximate"
-        )
+            yardstick = self._yardstick(claim.problem, seed, inputs)
+        accuracy = judge(yardstick, results, approximate=not claim.is_exact)
         if not passed(accuracy):
             raise Failed("incorrect", contender.watched.name() or explain(accuracy))
         return accuracy
@@ -254,12 +281,15 @@ class Group:
     def _prepare_truth(self, seed: int, inputs: Inputs) -> None:
         """Compute what all contenders share; with dropout the truth is each one's own."""
         if self.problem.dropout_p == 0:
-            self._yardstick(seed, inputs)
+            self._yardstick(self.problem, seed, inputs)
 
-    def _yardstick(self, seed: int, inputs: Inputs) -> Yardstick:
-        if seed not in self._yardsticks:
-            self._yardsticks = {seed: make_yardstick(self.problem, inputs)}
-        return self._yardsticks[seed]
+    def _yardstick(self, problem: Problem, seed: int, inputs: Inputs) -> Yardstick:
+        """Of one of the problems whose answers are claimed; those of an earlier seed are gone."""
+        if self._yardstick_seed != seed:
+            self._yardsticks, self._yardstick_seed = {}, seed
+        if problem not in self._yardsticks:
+            self._yardsticks[problem] = make_yardstick(problem, inputs)
+        return self._yardsticks[problem]
 
     # ---- telling the parent ----------------------------------------------------------
 
@@ -315,6 +345,7 @@ class Group:
             who=contender.key,
             status="ok",
             **told,
+            **contender.about,
             **untimed,
             accuracy={name: a.model_dump() for name, a in contender.accuracy.items()},
             wall_s=self._phase_s(contender.key) + contender.sampled_s,

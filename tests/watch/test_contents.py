@@ -66,7 +66,7 @@ def test_the_truth_of_a_part_is_that_part_of_the_truth(name: str) -> None:
     assert len(seen) > 1
 
 
-@pytest.mark.parametrize("kind", ["normal", "large", "peaky", "correlated"])
+@pytest.mark.parametrize("kind", ["normal", "large", "peaky", "correlated", "local", "needle"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_all_inputs_are_noise_the_gradient_too(kind: str, dtype: str) -> None:
     for lengths in ({"seqlen_q": 1, "seqlen_k": 2, "head_dim": 2}, {"seqlen_q": 300}):

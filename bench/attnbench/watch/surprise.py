@@ -11,6 +11,7 @@ import statistics
 
 import torch
 
+from attnbench.claim import claim_of
 from attnbench.execution import Execution
 from attnbench.failure import Failed
 from attnbench.inputs import Inputs, make_inputs
@@ -32,7 +33,7 @@ class Surprise:
         self._noise = noise()
         self._part = draw_part(problem, self._noise)
         self._inputs = self._draw()
-        self._yardstick: Yardstick | None = None
+        self._yardsticks: dict[Problem, Yardstick] = {}
 
     def check(self, watch: Watch, execution: Execution, clock: Clock, taken: Taken) -> None:
         """Time and verify a contender on contents that it has never seen.
@@ -64,19 +65,20 @@ class Surprise:
         return make_inputs(self._problem, seed, self._device)
 
     def _verify(self, watch: Watch, execution: Execution, results: Results) -> None:
-        is_approximate = execution.implementation.kind == "approximate"
+        claim = claim_of(execution.implementation, self._part.problem)
         part = self._part.of_tensors(results)
-        accuracy = judge(self._truth(execution), part, approximate=is_approximate)
+        truth = self._truth(claim.problem, execution)
+        accuracy = judge(truth, part, approximate=not claim.is_exact)
         if not passed(accuracy):
             raise Failed("incorrect", watch.name() or f"on new inputs: {explain(accuracy)}")
 
-    def _truth(self, execution: Execution) -> Yardstick:
-        """Of the part; with dropout it is each contender's own."""
+    def _truth(self, problem: Problem, execution: Execution) -> Yardstick:
+        """Of the part, by what is claimed; with dropout it is each contender's own."""
         inputs = self._part.of_inputs(self._inputs)
         if self._problem.dropout_p > 0:
             keep = execution.keep_mask()
             part = None if keep is None else self._part.of_tensors({"keep": keep})["keep"]
-            return make_yardstick(self._part.problem, inputs, part)
-        if self._yardstick is None:
-            self._yardstick = make_yardstick(self._part.problem, inputs)
-        return self._yardstick
+            return make_yardstick(problem, inputs, part)
+        if problem not in self._yardsticks:
+            self._yardsticks[problem] = make_yardstick(problem, inputs)
+        return self._yardsticks[problem]
