@@ -91,6 +91,24 @@ def test_a_gradient_that_is_zero_but_for_rounding_passes() -> None:
     assert not passed(verdict(problem, lambda results: results["dq"].add_(1e-4)))
 
 
+def sdpa(problem: Problem, inputs: Inputs, scale: float = 1.0) -> Results:
+    """torch's attention, and its backward with grad_out scaled."""
+    leaves = [x.clone().requires_grad_() for x in inputs.qkv()]
+    out = torch.nn.functional.scaled_dot_product_attention(*leaves)
+    gradients = torch.autograd.grad(out, leaves, scale * inputs.grad_out_BHME)
+    return dict(zip(("out", "dq", "dk", "dv"), (out.detach(), *gradients), strict=True))
+
+
+def test_a_key_that_half_of_the_rows_look_at_gathers_their_noise() -> None:
+    problem = of(heads=4, seqlen=512, inputs="needle")
+    for seed in range(4):
+        inputs = make_inputs(problem, seed)
+        yardstick = make_yardstick(problem, inputs)
+        accuracy = judge(yardstick, sdpa(problem, inputs))
+        assert passed(accuracy), explain(accuracy)
+        assert not passed(judge(yardstick, sdpa(problem, inputs, scale=1 + 1e-4)))
+
+
 def test_an_exact_answer_is_called_exact() -> None:
     problem = of(dtype="float64")
     accuracy = verdict(problem, lambda results: None)

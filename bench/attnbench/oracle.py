@@ -31,7 +31,8 @@ _TILE_ELEMENTS = 1 << 22  # logits held at once; about six matrices of this size
 class Reference:
     """Output, log-sum-exp and gradients; the gradients are None if not asked for.
 
-    The LSE is that of the logits after softcap and ALiBi, and −inf in a row that sees no
+    ``gathered_BGN`` is the 2-norm of the weights that a key gets from all queries: what noise
+    of single rows adds up to in its dk. The LSE is that of the logits after softcap and ALiBi, and −inf in a row that sees no
     key; such a row has zeros in ``out`` and ``dq``.
     """
 
@@ -40,6 +41,7 @@ class Reference:
     dq_BHMD: torch.Tensor | None = None
     dk_BGND: torch.Tensor | None = None
     dv_BGNE: torch.Tensor | None = None
+    gathered_BGN: torch.Tensor | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What an implementation has to answer, by the names used in records."""
@@ -193,7 +195,7 @@ def _attend(
 
     out_XRME, lse_XRM = zeros(X, R, M, p.head_dim_v), zeros(X, R, M)
     dq_XRMD = zeros(*q_XRMD.shape) if gradients else None
-    dk_XND, dv_XNE = zeros(*k_XND.shape), zeros(*v_XNE.shape)
+    dk_XND, dv_XNE, gathered_XN = zeros(*k_XND.shape), zeros(*v_XNE.shape), zeros(X, N)
 
     for t in _tiles(p, X, R, a.work, q_XRMD.device):
         tile, heads, keys = (t.heads, slice(None), t.rows), t.heads, t.keys
@@ -206,6 +208,7 @@ def _attend(
         if dq_XRMD is not None:
             dv_XNE[heads, keys] += _matmul_over_rows(w.dropped_XRmn, grad_XRmE)
             dlogits_XRmn = _grad_logits(p, a, w, out_XRmE, grad_XRmE, v_XnE)
+            gathered_XN[heads, keys] += w.weights_XRmn.square().sum(dim=(1, 2))
             dq_XRMD[tile] = _matmul(dlogits_XRmn, k_XnD)
             dk_XND[heads, keys] += _matmul_over_rows(dlogits_XRmn, q_XRmD)
 
@@ -219,6 +222,7 @@ def _attend(
         a.returned(dq_XRMD * p.softmax_scale).reshape(inputs.q_BHMD.shape),
         a.returned(dk_XND * p.softmax_scale).reshape(inputs.k_BGND.shape),
         a.returned(dv_XNE).reshape(inputs.v_BGNE.shape),
+        gathered_XN.sqrt_().reshape(p.batch, p.heads_kv, N),
     )
 
 

@@ -26,7 +26,9 @@ fused kernel has to do. It is the sum of
 - for gradients, eps32 · max|LSE|, relative: the backward makes the weights again from an
   LSE kept in float32 (Dao et al. 2022, arXiv 2205.14135, algorithm 4);
 - for dq and dk, eps32 times the terms that cancel in ``dP − rowsum(grad_out ∘ out)``:
-  with one key the truth is zero, and float32 sums of the same terms in another order are not;
+  with one key the truth is zero, and float32 sums of the same terms in another order are not.
+  For dk, times the 2-norm of the weights that a key gets, where that is more than 1: noise of
+  many rows meets in a key that they all look at;
 - for dq and dk in max-abs, what one unit in the last place of ``out`` changes in that row
   sum: where a softmax is nearly one-hot, little else is left of the gradient.
 
@@ -236,9 +238,12 @@ def _cancelling(problem: Problem, inputs: Inputs, truth: Reference) -> dict[str,
     terms = scale * float(terms_BHME.sum(dim=-1).max())
     rounding = scale * float(terms_BHME.norm(dim=-1).max())
     sizes = dict.fromkeys(("out", "dv"), _Cancelling(0.0, 0.0))
-    for name, other in (("dq", inputs.k_BGND.double()), ("dk", inputs.q_BHMD.double())):
+    # A key that many rows look at gathers the noise of each.
+    gathered = 1.0 if truth.gathered_BGN is None else max(1.0, float(truth.gathered_BGN.max()))
+    others = ("dq", inputs.k_BGND.double(), 1.0), ("dk", inputs.q_BHMD.double(), gathered)
+    for name, other, rows in others:
         rms = float(other.square().mean().sqrt())
-        sizes[name] = _Cancelling(terms * float(other.abs().max()), rounding * rms)
+        sizes[name] = _Cancelling(rows * terms * float(other.abs().max()), rows * rounding * rms)
     return sizes
 
 
