@@ -1,0 +1,2 @@
+"""``triton-gluon``: a forward for Hopper in Gluon, Triton's lower level.
+"""
