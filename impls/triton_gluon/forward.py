@@ -226,6 +226,7 @@ def consume(
             dots_MN, top_M, sum_M, (blocks - 1) * BLOCK_N, seen_M, scale, softcap,
             q_MD.dtype, BLOCK_N, SOFTCAP, NEGATIVE, True, logits_layout, out_layout,
         )  # fmt: skip
+        mbarrier.wait(v_full.index(stage), phase)
 
         if CAUSAL:  # otherwise that was the only block that needs a mask
             for j in range(1, masked):
@@ -243,8 +244,7 @@ def consume(
 
         # The queries are no longer needed: the next tile's may travel while this one ends.
         mbarrier.arrive(q_empty.index(WHICH), count=1)
-        stage, phase = slot_of(step + blocks - 1, STAGES)
-        mbarrier.wait(v_full.index(stage), phase)
+        stage, _ = slot_of(step + blocks - 1, STAGES)
         acc_ME = ask_for_output(weights_MN, v_smem.index(stage), acc_ME, BLOCK_N, DIM_V)
         acc_ME = warpgroup_mma_wait(0, deps=(acc_ME,))
         mbarrier.arrive(v_empty.index(stage), count=1)
@@ -267,11 +267,10 @@ def overlapped_step(
     """
     _, _, k_full, k_empty, v_full, v_empty = barriers
     stage, phase = slot_of(step, STAGES)
-    last_stage, last_phase = slot_of(step - 1, STAGES)
+    last_stage, _ = slot_of(step - 1, STAGES)
 
     mbarrier.wait(k_full.index(stage), phase)
     dots_MN = ask_for_dots(q_MD, k_smem.index(stage), BLOCK_N, DIM, logits_layout)
-    mbarrier.wait(v_full.index(last_stage), last_phase)
     acc_ME = ask_for_output(weights_MN, v_smem.index(last_stage), acc_ME, BLOCK_N, DIM_V)
 
     # Products end in the order in which they were asked for: with one left, the dots are there.
@@ -282,6 +281,7 @@ def overlapped_step(
         q_MD.dtype, BLOCK_N, SOFTCAP, NEGATIVE, MASKED, logits_layout, out_layout,
     )  # fmt: skip
 
+    mbarrier.wait(v_full.index(stage), phase)
     acc_ME = warpgroup_mma_wait(0, deps=(acc_ME,))
     mbarrier.arrive(v_empty.index(last_stage), count=1)
     acc_ME = acc_ME * gl.convert_layout(keep_M, gl.SliceLayout(1, out_layout))[:, None]
