@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -12,8 +13,9 @@ from .forward import forward_kernel
 from .launch import WARPS, GluonForward
 
 _EXPECTS = frozenset({"tensor_cores", "tma", "warp_specialize"})
-_SIZES = {"batch": 2, "heads": 8, "seqlen": 4096}
-_PROBLEMS = {
+_SIZES = {"batch": 2, "heads": 8, "seqlen_q": 4096, "seqlen_k": 4096}
+_PLAIN = 6  # so many of the problems, which are compiled in fp16 too
+_PROBLEMS: Mapping[str, Mapping[str, Any]] = {
     "causal, head_dim 128": {"head_dim": 128, "mask": "causal"},
     "full, head_dim 128": {"head_dim": 128},
     "causal, head_dim 64": {"head_dim": 64, "mask": "causal"},
@@ -34,11 +36,10 @@ _PROBLEMS = {
 
 def cases() -> Iterator[Case]:
     """Each problem in bf16, and the plain ones in fp16 too."""
-    for name, fields in _PROBLEMS.items():
-        yield case_of(f"{name}, bf16", Problem.of(**{**_sizes(fields), "dtype": "bfloat16"}))
-    for name in list(_PROBLEMS)[:6]:
-        fields = {**_SIZES, **_PROBLEMS[name]}
-        yield case_of(f"{name}, fp16", Problem.of(**{**fields, "dtype": "float16"}))
+    for dtype, number in (("bfloat16", len(_PROBLEMS)), ("float16", _PLAIN)):
+        for name, fields in list(_PROBLEMS.items())[:number]:
+            problem = Problem.of(**{**_SIZES, **fields, "dtype": dtype})
+            yield case_of(f"{name}, {dtype}", problem)
 
 
 def case_of(name: str, problem: Problem) -> Case:
@@ -53,13 +54,6 @@ def case_of(name: str, problem: Problem) -> Case:
         name, forward_kernel, arguments, num_warps=WARPS, num_stages=3, expects=_EXPECTS,
         targets=("sm_90",),
     )  # fmt: skip
-
-
-def _sizes(fields: dict[str, object]) -> dict[str, object]:
-    both = {**_SIZES, **fields}
-    if "seqlen_q" in both:
-        both["seqlen_k"] = both.pop("seqlen")
-    return both
 
 
 def _meta(problem: Problem, heads: int, seqlen: int, dim: int) -> torch.Tensor:

@@ -20,7 +20,11 @@ rows. Each consumer overlaps its own softmax with its own products::
 
 ``S(j)``, the logits of block j, is asked for *before* ``PV(j−1)``. When S(j) is there the
 softmax P(j) begins while PV(j−1) still runs; only then is PV(j−1) waited for. The price is
-registers: S(j), P(j−1) and the output are alive together. The two consumers drift apart by
+registers: S(j), P(j−1) and the output are alive together. ptxas would undo that: it moves
+the wait for PV(j−1) up, in front of the softmax, if nothing between them stops it. The wait
+for the values of block j, which is a loop, stops it, and therefore stands there and not
+where they are first used. ``compile-check`` cannot see this, a test of the machine code
+does. The two consumers drift apart by
 themselves, so that one's softmax also falls beside the other's products. Method: Shah et al.
 2024, FlashAttention-3, arXiv 2407.08608, algorithm 2; its ping-pong order of the two consumers,
 made with named barriers, is not imposed here.
@@ -86,6 +90,7 @@ def forward_kernel(
     the real one is −scale. ``heads`` is B · H, ``group`` query heads share a key head. Launch
     with 4 warps, which are the first consumer.
     """
+    gl.static_assert(STAGES >= 2, "a consumer holds the values of one block and asks for the next")
     HALF_M: gl.constexpr = BLOCK_M // CONSUMERS
     q_smem = gl.allocate_shared_memory(q_desc.dtype, [CONSUMERS, 1, 1, HALF_M, DIM], q_desc.layout)
     k_smem = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 1, 1, BLOCK_N, DIM], k_desc.layout)
@@ -161,13 +166,17 @@ def produce(
             load(q_desc, b, h, start + i * HALF_M, q_full.index(i), q_smem.index(i))
 
         blocks, _ = blocks_of(start, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, CAUSAL)
-        for j in range(blocks):
-            stage, phase = slot_of(step + j, STAGES)
-            n = (blocks - 1 - j) * BLOCK_N
-            mbarrier.wait(k_empty.index(stage), phase ^ 1)
-            load(k_desc, b, h // group, n, k_full.index(stage), k_smem.index(stage))
-            mbarrier.wait(v_empty.index(stage), phase ^ 1)
-            load(v_desc, b, h // group, n, v_full.index(stage), v_smem.index(stage))
+        for j in range(blocks + 1):  # as they are used: keys are one block ahead of values
+            if j < blocks:
+                stage, phase = slot_of(step + j, STAGES)
+                n = (blocks - 1 - j) * BLOCK_N
+                mbarrier.wait(k_empty.index(stage), phase ^ 1)
+                load(k_desc, b, h // group, n, k_full.index(stage), k_smem.index(stage))
+            if j > 0:
+                stage, phase = slot_of(step + j - 1, STAGES)
+                n = (blocks - j) * BLOCK_N
+                mbarrier.wait(v_empty.index(stage), phase ^ 1)
+                load(v_desc, b, h // group, n, v_full.index(stage), v_smem.index(stage))
         step += blocks
 
 
@@ -194,7 +203,7 @@ def consume(
     """The attention of half of each tile's rows; WHICH says which half."""
     q_smem, k_smem, v_smem = buffers
     q_full, q_empty, k_full, k_empty, v_full, v_empty = barriers
-    heads, heads_q, group, seqlen_q, seqlen_k, tiles_of_head, heads_together = sizes
+    heads, _, _, seqlen_q, seqlen_k, tiles_of_head, heads_together = sizes
     HALF_M: gl.constexpr = BLOCK_M // CONSUMERS
     logits_layout: gl.constexpr = accumulator_layout(BLOCK_N)
     out_layout: gl.constexpr = accumulator_layout(DIM_V)
@@ -263,7 +272,8 @@ def overlapped_step(
 ):  # fmt: skip
     """Softmax of the block of this step, beside the product of the weights of the last one.
 
-    Takes and returns weights that have not met their values yet; ``n`` is the block's first key.
+    Takes and returns weights that have not met their values yet, which are in their buffer;
+    ``n`` is the block's first key.
     """
     _, _, k_full, k_empty, v_full, v_empty = barriers
     stage, phase = slot_of(step, STAGES)
@@ -281,7 +291,7 @@ def overlapped_step(
         q_MD.dtype, BLOCK_N, SOFTCAP, NEGATIVE, MASKED, logits_layout, out_layout,
     )  # fmt: skip
 
-    mbarrier.wait(v_full.index(stage), phase)
+    mbarrier.wait(v_full.index(stage), phase)  # for the next step; here it fences off the softmax
     acc_ME = warpgroup_mma_wait(0, deps=(acc_ME,))
     mbarrier.arrive(v_empty.index(last_stage), count=1)
     acc_ME = acc_ME * gl.convert_layout(keep_M, gl.SliceLayout(1, out_layout))[:, None]

@@ -21,15 +21,19 @@ import random
 import threading
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-
-class Fault(Exception):
-    """What would be a wrong result, or a hang, on a GPU."""
-
+from gluon_values import (
+    Array,
+    Barrier,
+    Barriers,
+    Buffer,
+    Descriptor,
+    Fault,
+    Pointer,
+    tensor,
+)
 
 # ---- threads, one at a time --------------------------------------------------------------
 
@@ -76,7 +80,8 @@ class Scheduler:
         try:
             with self.turn:
                 self._wait_for_turn()
-            agent()
+            with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+                agent()  # errstate is each thread's own
         except _Stopped:
             return
         except BaseException as error:
@@ -112,136 +117,7 @@ class _Stopped(BaseException):
     """Another thread has found a fault."""
 
 
-# ---- what a kernel sees ------------------------------------------------------------------
-
-
-class Array(np.ndarray):  # type: ignore[type-arg]
-    """A tensor in registers; float32 as on the GPU, rounded to a dtype only on ``to``."""
-
-    def to(self, dtype: Any) -> Array:
-        return dtype.rounded(self)
-
-
-@dataclass(frozen=True)
-class Dtype:
-    """Of buffers and pointers."""
-
-    name: str
-
-    def rounded(self, x: Any) -> Array:
-        x = np.asarray(x, dtype=np.float32)
-        if self.name == "float16":
-            x = x.astype(np.float16).astype(np.float32)
-        if self.name == "bfloat16":
-            bits = np.ascontiguousarray(x).view(np.uint32)
-            nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-            x = np.where(np.isnan(x), x, nearest.astype(np.uint32).view(np.float32))
-        return x.view(Array)
-
-
-def tensor(x: Any) -> Array:
-    return np.array(x).view(Array)
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Shared memory, or a view of it."""
-
-    data: np.ndarray  # type: ignore[type-arg]
-    dtype: Dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    def index(self, i: int) -> Buffer:
-        return Buffer(self.data[i], self.dtype)
-
-    def reshape(self, shape: Sequence[int]) -> Buffer:
-        view = self.data.view()
-        view.shape = tuple(shape)  # raises where a copy would be needed
-        return Buffer(view, self.dtype)
-
-    def permute(self, order: Sequence[int]) -> Buffer:
-        return Buffer(self.data.transpose(order), self.dtype)
-
-
-class Barrier:
-    """An mbarrier: phases that end after ``count`` arrivals and all announced bytes."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.phase = 0
-        self.left = 0
-        self.bytes = 0
-
-    def arrive(self) -> None:
-        if self.left == 0:
-            raise Fault("an arrival too many in one phase of a barrier")
-        self.left -= 1
-        self._end()
-
-    def add_bytes(self, number: int) -> None:
-        self.bytes += number
-        self._end()
-
-    def is_over(self, parity: int) -> bool:
-        """Whether the phase of that parity is over: the current one has the other parity."""
-        return self.phase % 2 != parity
-
-    def _end(self) -> None:
-        if self.left == 0 and self.bytes == 0:
-            self.phase += 1
-            self.left = self.count
-
-
-class Barriers:
-    """An array of them."""
-
-    def __init__(self, number: int) -> None:
-        self.all = [Barrier() for _ in range(number)]
-
-    def index(self, i: int) -> Barrier:
-        return self.all[i]
-
-
-@dataclass(frozen=True)
-class Descriptor:
-    """Of a tensor (B, heads, seqlen, dim), in blocks."""
-
-    data: np.ndarray  # type: ignore[type-arg]
-    block_shape: Sequence[int]
-    dtype: Dtype
-    layout: None = None
-
-    @property
-    def block_type(self) -> Any:
-        return types.SimpleNamespace(nbytes=2 * int(np.prod(self.block_shape)))
-
-    def block(self, corner: Sequence[int]) -> np.ndarray:  # type: ignore[type-arg]
-        """Zeros where there is nothing, as the TMA does."""
-        out = np.zeros(self.block_shape, dtype=np.float32)
-        ends = [min(c + n, s) for c, n, s in zip(corner, out.shape, self.data.shape, strict=True)]
-        part = self.data[tuple(slice(c, e) for c, e in zip(corner, ends, strict=True))]
-        out[tuple(slice(0, n) for n in part.shape)] = part
-        return out
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """Into an output, flat; ``written`` counts how often each element was."""
-
-    data: np.ndarray  # type: ignore[type-arg]
-    written: np.ndarray  # type: ignore[type-arg]
-    element: Dtype
-    offset: Any = 0
-
-    @property
-    def dtype(self) -> Any:
-        return types.SimpleNamespace(element_ty=self.element)
-
-    def __add__(self, offset: Any) -> Pointer:
-        return Pointer(self.data, self.written, self.element, self.offset + offset)
+# ---- the kernel's world ------------------------------------------------------------------
 
 
 class Pending:
@@ -260,9 +136,8 @@ class Pending:
         for before, after in zip(self.began, self._operands(), strict=True):
             if not np.array_equal(before, after, equal_nan=True):
                 raise Fault("a product's operand changed while it was read")
-        with np.errstate(invalid="ignore", over="ignore"):
-            product = np.matmul(*self.began)
-            return tensor(product if self.acc is None else self.acc + product)
+        product = np.matmul(*self.began)
+        return tensor(product if self.acc is None else self.acc + product)
 
 
 class Machine:
@@ -283,6 +158,7 @@ class Machine:
         self.program = (0, 1)
 
     def launch(self, programs: int, **arguments: Any) -> None:
+        """Program after program; each writes what is its own."""
         for program in range(programs):
             self.program = (program, programs)
             self.kernel(**arguments)
@@ -432,10 +308,10 @@ def as_python(
                     text = text.replace(old, new)
                     unused.remove(old)
             own = {
-                name: replacements[name] if name in replacements else convert(python.__globals__[name])
+                name: replacements.get(name) or convert(python.__globals__[name])
                 for name in python.__code__.co_names
                 if name in python.__globals__
-            }  # fmt: skip
+            }
             namespace |= own
             exec(compile(text, f"<{python.__name__}>", "exec"), namespace)
         return made[id(value)]
