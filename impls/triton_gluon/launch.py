@@ -77,7 +77,7 @@ class GluonForward:
         """
         p, config = self.problem, self.config
         # A factor of 0 would make 0 · −inf of what is masked; this one makes 0 of all the rest.
-        scale = max(abs(p.softmax_scale), 1e-30)
+        scale = max(abs(float(p.softmax_scale)), 1e-30)
         dim, dim_v = padded(p.head_dim), padded(p.head_dim_v)
         return {
             "q_desc": describe("q", q_BHMD, config.block_m // 2, dim),
@@ -85,7 +85,7 @@ class GluonForward:
             "v_desc": describe("v", v_BGNE, config.block_n, dim_v),
             "out_ptr": out_BHME,
             "scale": scale,
-            "softcap": p.softcap,
+            "softcap": None if p.softcap is None else float(p.softcap),
             **self.sizes,
             "HEAD_DIM_V": p.head_dim_v,
             "BLOCK_M": config.block_m,

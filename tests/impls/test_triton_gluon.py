@@ -1,93 +1,32 @@
-"""The Gluon forward for Hopper: its source on a machine of Python, and its machine code."""
+"""The Gluon forward for Hopper: right on a machine of Python; what it refuses; its machine code."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
-import importlib
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from gluon_machine import Machine, as_python
-from gluon_values import Descriptor, Dtype, Fault, Pointer
-from shelf import CPU, SHELF, implementation, module_of
+from gluon_simulation import HALF, SMALL, part, simulation
+from shelf import CPU, SHELF, implementation
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
 
 import attnbench
 from attnbench import Problem, Unsupported
 from attnbench.battery import CASES, Case, run_case
+from attnbench.offline import compiling
 from attnbench.offline.check import check
-from attnbench.offline.compiling import compile_case
 from attnbench.offline.targets import TARGETS
 
 GPU = torch.device("cuda", 0)
-HALF = Problem.of(batch=2, heads_q=2, seqlen=65, head_dim=64, dtype="bfloat16")
-
-
-def part(name: str) -> ModuleType:
-    return importlib.import_module(f"{module_of('triton-gluon').__name__}.{name}")
-
-
-def simulated(
-    problem: Problem,
-    seed: int = 0,
-    programs: int = 3,
-    edits: list[tuple[str, str]] | None = None,
-    **config: int,
-) -> Callable[..., torch.Tensor]:
-    """What ``build`` returns, but the launch goes to the machine of Python."""
-    launch, forward = part("launch"), part("forward")
-    attention = launch.GluonForward(problem, processors=programs, l2_bytes=1 << 16)
-    attention.config = dataclasses.replace(attention.config, **config)
-    if config:
-        tiles = -(-problem.seqlen_q // attention.config.block_m)
-        attention.sizes["tiles_of_head"] = tiles
-        attention.programs = min(programs, tiles * attention.sizes["heads"])
-
-    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        out = q.new_empty((*q.shape[:3], v.shape[3]))
-        arguments = attention.arguments(q, k, v, out)
-        written = np.zeros(out.numel(), dtype=int)
-        data = np.full(out.numel(), np.nan, dtype=np.float32)
-        for name in ("q_desc", "k_desc", "v_desc"):
-            told = arguments[name]
-            view = told.base.as_strided(told.shape, told.strides).float().numpy()
-            arguments[name] = Descriptor(view, told.block_shape, Dtype(problem.dtype))
-        arguments["out_ptr"] = Pointer(data, written, Dtype(problem.dtype))
-        machine = Machine(forward.forward_kernel, seed, edits or [])
-        machine.launch(attention.programs, **arguments)
-        if not (written == 1).all():
-            raise Fault(f"{(written != 1).sum()} elements of the output are not written once")
-        return torch.from_numpy(data).to(out.dtype).reshape(out.shape)
-
-    return call
-
-
-def simulation(**how: Any) -> attnbench.Attention:
-    """The plugin, on the machine of Python, for the battery."""
-    plugin = type(implementation("triton-gluon"))
-
-    class Simulated(plugin):  # type: ignore[valid-type,misc]
-        devices = ("cpu",)
-
-        def supports(self, problem: Problem, device: torch.device) -> None:
-            attnbench.Attention.supports(self, problem, device)
-
-        def build(self, problem: Problem, device: torch.device) -> Callable[..., Any]:
-            return simulated(problem, **how)
-
-    return Simulated()
-
-
-SMALL = {"block_m": 32, "block_n": 16}  # many tiles, many blocks
 
 
 # ---- right: the battery ------------------------------------------------------------------
@@ -136,128 +75,264 @@ def test_the_battery_finds_nothing_wrong(name: str) -> None:
         assert result.status == expected, result.reason
 
 
-# ---- the protocol ------------------------------------------------------------------------
+# ---- the launch --------------------------------------------------------------------------
 
 
-def error(problem: Problem, **how: Any) -> float:
-    """Largest difference from float64."""
-    inputs = attnbench.make_inputs(problem, seed=0)
-    q, k, v = inputs.qkv()
-    found = simulated(problem, **how)(q, k, v).double()
-    group = problem.heads_q // problem.heads_kv
-    k, v = (x.double().repeat_interleave(group, dim=1) for x in (k, v))
-    logits = q.double() @ k.mT * problem.softmax_scale
-    if problem.mask.kind == "causal":
-        visible = problem.mask.dense(problem.seqlen_q, problem.seqlen_k, CPU)
-        logits = logits.masked_fill(~visible, -torch.inf)
-    exact = torch.softmax(logits, -1).nan_to_num(0) @ v
-    return float((found - exact).abs().nan_to_num(torch.inf).max())
+def test_as_many_heads_go_together_as_the_cache_holds_under_a_causal_mask() -> None:
+    heads_together = part("launch").heads_together
+    p = Problem.of(batch=4, heads_q=8, heads_kv=2, seqlen=4096, head_dim=128, dtype="bfloat16")
+    head_bytes = 4096 * 256 * 2
+    causal = p.replace(mask="causal")
+    assert heads_together(p, 50 * 2**20) == 1
+    assert heads_together(causal, 5 * head_bytes) == 3 * 4  # 0.6 × 5 key heads, of 4 query heads
+    assert heads_together(causal, 0) == 4
+    assert heads_together(causal, 2**40) == 32
 
 
-@pytest.mark.parametrize("stages", [2, 3, 4])
-@pytest.mark.parametrize("mask", ["full", "causal"])
-def test_whatever_order_chance_gives_the_answer_is_the_same(mask: str, stages: int) -> None:
-    # 0 blocks that are seen (70 queries, 6 keys: 64 rows see nothing), 1, 2 and many.
-    for seqlen_q, seqlen_k in ((70, 6), (70, 16), (40, 32), (33, 150)):
-        problem = HALF.replace(batch=1, seqlen_q=seqlen_q, seqlen_k=seqlen_k, mask=mask)
-        for seed in range(4):
-            how = {"seed": seed, "programs": 2, "stages": stages, **SMALL}
-            assert error(problem, **how) < 0.02
+def described(x: torch.Tensor) -> Any:
+    return part("launch").describe("k", x, 128, 64)
 
 
-BROKEN = {
-    "the producer takes the wrong phase": (
-        "mbarrier.wait(k_empty.index(stage), phase ^ 1)", "mbarrier.wait(k_empty.index(stage), phase)",
-    ),
-    "the producer does not wait for room for keys": (
-        "mbarrier.wait(k_empty.index(stage), phase ^ 1)", "pass",
-    ),
-    "the producer does not wait for room for values": (
-        "mbarrier.wait(v_empty.index(stage), phase ^ 1)", "pass",
-    ),
-    "the producer does not wait for room for queries": (
-        "mbarrier.wait(q_empty.index(i), (turn & 1) ^ 1)", "pass",
-    ),
-    "one consumer is enough to release keys": (
-        "k_empty = new_barriers(STAGES, CONSUMERS)", "k_empty = new_barriers(STAGES, 1)",
-    ),
-    "no bytes are announced": (
-        "mbarrier.expect(full, desc.block_type.nbytes)", "mbarrier.arrive(full, count=1)",
-    ),
-    "a consumer does not wait for keys": (
-        "    mbarrier.wait(k_full.index(stage), phase)\n    dots_MN", "    pass\n    dots_MN",
-    ),
-    "a consumer does not wait for values": (
-        "mbarrier.wait(v_full.index(stage), phase)  # for the next step; here it fences off the "
-        "softmax", "pass",
-    ),
-    "a consumer does not wait for the queries of its second turn": (
-        "mbarrier.wait(q_full.index(WHICH), turn & 1)", "mbarrier.wait(q_full.index(WHICH), 0)",
-    ),
-    "keys are released before they are read": (
-        "dots_MN = warpgroup_mma_wait(1, deps=(dots_MN,))\n    mbarrier.arrive(k_empty.index(stage), count=1)",
-        "mbarrier.arrive(k_empty.index(stage), count=1)\n    dots_MN = warpgroup_mma_wait(1, deps=(dots_MN,))",
-    ),
-    "values are released before they are read": (
-        "acc_ME = warpgroup_mma_wait(0, deps=(acc_ME,))\n    mbarrier.arrive(v_empty.index(last_stage), count=1)",
-        "mbarrier.arrive(v_empty.index(last_stage), count=1)\n    acc_ME = warpgroup_mma_wait(0, deps=(acc_ME,))",
-    ),
-    "keys are never released": (
-        "dots_MN = warpgroup_mma_wait(1, deps=(dots_MN,))\n    mbarrier.arrive(k_empty.index(stage), count=1)",
-        "dots_MN = warpgroup_mma_wait(1, deps=(dots_MN,))",
-    ),
-    "queries are released too early": (
-        "mbarrier.wait(q_full.index(WHICH), turn & 1)",
-        "mbarrier.wait(q_full.index(WHICH), turn & 1)\n        mbarrier.arrive(q_empty.index(WHICH), count=1)",
-    ),
-    "the dots are not waited for": (
-        "dots_MN = warpgroup_mma_wait(1, deps=(dots_MN,))", "dots_MN = warpgroup_mma_wait(2, deps=(dots_MN,))",
-    ),
-    "the producer starts each turn at step 0": (
-        "v_smem.index(stage))\n        step += blocks", "v_smem.index(stage))",
-    ),
-    "the phase is that of the block, not of the ring": (
-        "return step % STAGES, (step // STAGES) & 1", "return step % STAGES, step & 1",
-    ),
-    "keys go the other way": ("n = (blocks - 1 - j) * BLOCK_N", "n = j * BLOCK_N"),
-    "values are those of the next block": ("n = (blocks - j) *", "n = (blocks - 1 - j) *"),
-    "the values of the last block are never loaded": ("range(blocks + 1)", "range(blocks)"),
-    "the diagonal is one key off": ("(seqlen_k - seqlen_q + 1)", "(seqlen_k - seqlen_q)"),
-    "too few blocks are masked": (
-        "blocks - min(seen_by_first // BLOCK_N, blocks - 1)", "1",
-    ),
-    "the last block of keys is left out": (
-        "max((seen_by_last + BLOCK_N - 1) // BLOCK_N, 1)", "max(seen_by_last // BLOCK_N, 1)",
-    ),
-    "the output is not scaled down": (
-        "acc_ME = acc_ME * gl.convert_layout(keep_M, gl.SliceLayout(1, out_layout))[:, None]", "pass",
-    ),
-    "a row that has seen nothing is not thought of": (
-        'from_M = gl.where(new_M == float("-inf"), 0.0, new_M)', "pass",
-    ),
-    "sections of heads overlap": ("first = section * heads_together", "first = section"),
-}  # fmt: skip
+def test_any_order_of_axes_can_be_loaded() -> None:
+    x = torch.empty(2, 100, 3, 64, dtype=torch.bfloat16).transpose(1, 2)
+    assert described(x).strides == [19200, 64, 192, 1]
+    assert described(x[:, :1, :50]).shape == [2, 1, 50, 64]
+    odd = torch.empty(1, 1, 100, 64, dtype=torch.bfloat16).as_strided(
+        (1, 1, 100, 64), (3, 5, 64, 1)
+    )
+    assert described(odd).strides == [8, 8, 64, 1]  # of one element there is no next
 
 
-@pytest.mark.parametrize("what", sorted(BROKEN))
-def test_a_broken_kernel_is_found(what: str) -> None:
-    problem = HALF.replace(batch=1, heads_q=3, heads_kv=3, seqlen_q=90, seqlen_k=75, mask="causal")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:, :1].expand(-1, 3, -1, -1),
+        lambda x: x.transpose(2, 3),
+        lambda x: x[..., 1:],
+        lambda x: torch.empty(2, 3, 64, 68, dtype=x.dtype)[..., :64],
+    ],
+    ids=["expanded", "last stride", "address", "stride"],
+)
+def test_what_the_tma_cannot_load_is_refused(change: Callable[[torch.Tensor], Any]) -> None:
+    x = torch.empty(2, 3, 64, 64, dtype=torch.bfloat16)
+    with pytest.raises(Unsupported, match=r"the TMA cannot load k with strides .* make it contig"):
+        described(change(x))
 
-    def is_found(seed: int) -> bool:
-        how = {"seed": seed, "programs": 2, "stages": 2, "edits": [BROKEN[what]], **SMALL}
-        try:
-            return not error(problem, **how) < 0.02
-        except (Fault, TypeError):  # TypeError: a pending product is no array
-            return True
 
-    assert any(is_found(seed) for seed in range(6))
+# ---- who may ask -------------------------------------------------------------------------
 
 
-def test_one_stage_is_refused_because_it_would_hang() -> None:
-    problem = HALF.replace(batch=1)
-    with pytest.raises(AssertionError, match="asks for the next"):
-        error(problem, stages=1, **SMALL)
-    source = part("forward").forward_kernel.src
-    (check_,) = re.findall(r"gl\.static_assert\(.*?\"\)", source, re.DOTALL)
-    with pytest.raises(Fault, match="hangs"):
-        error(problem, stages=1, edits=[(check_, "pass")], **SMALL)
+@pytest.fixture
+def capability(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    def set_to(major: int, minor: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+
+    set_to(9, 0)
+    monkeypatch.setattr(torch.version, "hip", None)
+    return set_to
+
+
+def refusal(problem: Problem, device: torch.device = GPU) -> str:
+    with pytest.raises(Unsupported) as caught:
+        implementation("triton-gluon").supports(problem, device)
+    return str(caught.value)
+
+
+def test_hopper_does_all_that_is_declared(capability: object) -> None:
+    for changes in (
+        {}, {"mask": "causal", "softcap": 3.0, "scale": -1.0}, {"head_dim": 192, "head_dim_v": 128},
+        {"heads_kv": 1, "seqlen_q": 3, "dtype": "float16"}, {"head_dim": 256, "head_dim_v": 8},
+    ):  # fmt: skip
+        implementation("triton-gluon").supports(HALF.replace(**changes), GPU)
+
+
+@pytest.mark.parametrize(("major", "minor"), [(8, 0), (8, 9), (10, 0), (12, 0)])
+def test_other_gpus_are_sent_to_triton(capability: Any, major: int, minor: int) -> None:
+    capability(major, minor)
+    expected = f"compute capability 9.0), this is {major}.{minor}; triton runs here"
+    assert refusal(HALF).endswith(expected)
+
+
+def test_amd_is_sent_to_triton(capability: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert refusal(HALF) == "needs a Hopper GPU, this is one of AMD; triton runs here"
+
+
+def test_a_cpu_is_sent_to_the_interpreter() -> None:
+    assert "triton:interpret=true runs on a CPU" in refusal(HALF, CPU)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"direction": "both"}, "does not do gradients"),
+        ({"dtype": "float32"}, "does not do dtype float32 (does: bfloat16, float16)"),
+        ({"mask": "window:window=9"}, "does not do mask window (does: full, causal)"),
+        ({"dropout_p": 0.1}, "does not do dropout"),
+        ({"alibi": True}, "does not do ALiBi"),
+        ({"head_dim": 264}, "does head_dim up to 256"),
+        ({"head_dim_v": 264}, "does head_dim_v up to 256"),
+        ({"head_dim_v": 20}, "head_dim_v must be a multiple of 8: the TMA counts in 16 bytes"),
+    ],
+)
+def test_what_it_does_not_do_it_refuses(
+    capability: object, changes: dict[str, Any], reason: str
+) -> None:
+    assert refusal(HALF.replace(**changes)) == reason
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "shown"),
+    [
+        ("language.nvidia.hopper.tma", "async_copy_global_to_shared", None),
+        ("language", "warp_specialize", None),
+        ("language", "shared_memory_descriptor", "language.shared_memory_descriptor.index"),
+    ],
+)
+def test_a_triton_whose_gluon_has_changed_is_refused_with_the_name(
+    capability: object, monkeypatch: pytest.MonkeyPatch, module: str, name: str, shown: str | None
+) -> None:
+    monkeypatch.setattr("triton.__version__", "3.9.0")
+    monkeypatch.delattr(f"triton.experimental.gluon.{module}.{name}")
+    expected = (
+        f"Gluon of triton 3.9.0 has no gluon.{shown or f'{module}.{name}'}; "
+        "this kernel is written for triton 3.6 and 3.7"
+    )
+    assert refusal(HALF) == expected
+    with pytest.raises(Unsupported, match="has no"):
+        type(implementation("triton-gluon")).compile_cases()
+
+
+def test_without_triton_it_says_how_to_get_it(
+    capability: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert refusal(HALF).endswith("pip install triton")
+
+
+FOLDER = SHELF / "triton_gluon"
+
+
+def test_every_name_of_gluon_that_is_used_is_asked_for_and_no_other() -> None:
+    homes = {
+        "gl": "language", "gluon": "", "mbarrier": "language.nvidia.hopper.mbarrier",
+        "tma": "language.nvidia.hopper.tma",
+    }  # fmt: skip
+    used = set()
+    for path in FOLDER.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                home = homes.get(node.value.id)
+                if home is not None:
+                    used.add(f"{home}.{node.attr}".lstrip("."))
+            if isinstance(node, ast.ImportFrom) and "gluon" in (node.module or ""):
+                home = str(node.module).removeprefix("triton.experimental.gluon").lstrip(".")
+                names = [a.name for a in node.names if a.name not in homes]
+                used |= {f"{home}.{name}" for name in names}
+    needs = {
+        f"{module.removeprefix('triton.experimental.gluon')}.{name}".lstrip(".")
+        for module, names in part("needs").NEEDS.items()
+        for name in names
+        if "descriptor." not in name  # methods, of which the syntax does not tell the class
+    }
+    used = {name for name in used if "triton" not in name and not name.endswith(".language")}
+    assert used == needs
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_it_imports_of_attnbench_only_the_public_api(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attnbench"):
+            assert node.module == "attnbench"
+            assert {alias.name for alias in node.names} <= set(attnbench.__all__)
+
+
+# ---- the machine code --------------------------------------------------------------------
+
+
+def cases() -> dict[str, Any]:
+    return {case.name: case for case in type(implementation("triton-gluon")).compile_cases()}
+
+
+def exponentials_beside_products(sass: str) -> list[int]:
+    """Of each loop: how many exponentials stand between the wait for dots and for the output.
+
+    They are in order of the code, from each wait that leaves one product running to the next.
+    """
+    waits = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d)", sass)
+    spans = zip(waits[1::2], waits[2::2], strict=True)
+    return [span.count("MUFU.EX2") for left, span in spans if left == "0x1"]
+
+
+def compiled(name: str) -> Any:
+    return compiling._compile(cases()[name], TARGETS["sm_90"])
+
+
+def sass_of(name: str) -> str:
+    kernel = compiled(name)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.nvdisasm.path, "-c", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def assert_softmax_is_overlapped(name: str) -> None:
+    case = cases()[name]
+    found = exponentials_beside_products(sass_of(name))
+    loops = 2 if case.constexprs["CAUSAL"] else 1
+    a_thread = 64 * case.constexprs["BLOCK_N"] // 128
+    assert len(found) == 2 * loops  # for each consumer
+    assert min(found) >= a_thread, found
+
+
+def test_the_kernel_compiles_without_spills_and_softmax_runs_beside_products() -> None:
+    name = "causal, head_dim 128, bfloat16"
+    assert check(compiling.compile_case(cases()[name], TARGETS["sm_90"])) == []
+    assert_softmax_is_overlapped(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(cases()))
+def test_every_configuration_compiles_so(name: str) -> None:
+    assert check(compiling.compile_case(cases()[name], TARGETS["sm_90"])) == []
+    assert_softmax_is_overlapped(name)
+
+
+def test_a_softmax_that_waits_for_products_is_seen() -> None:
+    wait = "WARPGROUP.DEPBAR.LE gsb0, "
+    assert exponentials_beside_products(f"{wait}0x1 MUFU.EX2 MUFU.EX2 {wait}0x0 MUFU.EX2") == [2]
+    assert exponentials_beside_products(f"{wait}0x1 FMNMX {wait}0x0 MUFU.EX2") == [0]
+
+
+class Hopper:
+    """Triton's driver, as far as it is asked before a launch."""
+
+    def get_current_target(self) -> Any:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_active", Hopper())
+
+
+def test_a_launch_compiles_what_its_case_compiles(hopper: None) -> None:
+    name = "causal, head_dim 128, bfloat16"
+    problem = Problem.of(
+        batch=2, heads=8, seqlen=4096, head_dim=128, dtype="bfloat16", mask="causal"
+    )
+    attention = part("launch").GluonForward(problem, processors=132, l2_bytes=50 * 2**20)
+    tensors = (torch.empty(2, 8, 4096, 128, dtype=torch.bfloat16) for _ in range(4))
+    kernel = part("forward").forward_kernel.warmup(
+        **attention.arguments(*tensors), num_warps=4, grid=(attention.programs,)
+    )
+    boxes = [told["block_size"] for told in kernel.metadata.tensordesc_meta]
+    assert boxes == [[1, 1, 64, 64], [1, 1, 128, 64], [1, 1, 128, 64]]  # 64 columns are 128 bytes
+    assert kernel.asm["ptx"] == compiled(name).asm["ptx"]
