@@ -3,9 +3,9 @@
 What plain Triton leaves to its compiler is written out here: which warps load and which
 compute, when a product is asked for and when it is waited for. So the softmax of a block can
 run beside the products of another, which plain Triton cannot express. ``forward`` holds the
-kernel and explains it, ``schedule`` its integer arithmetic, ``launch`` the descriptors and
-the order of tiles, ``config`` the sizes, ``needs`` what it takes of Gluon, whose names still
-change from one Triton to the next.
+kernel and explains it, ``softmax`` what is between its two products, ``schedule`` its integer
+arithmetic, ``launch`` the descriptors and the order of tiles, ``config`` the sizes, ``needs``
+what it takes of Gluon, whose names still change from one Triton to the next.
 
 It has been compiled for Hopper and inspected, and its source has been run in a simulation of
 barriers, loads and products on CPUs. It has never run on a GPU.

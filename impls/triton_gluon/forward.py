@@ -9,7 +9,8 @@ What a Hopper multiprocessor can do at once, and how this kernel keeps all of it
 - **Products by warp groups (wgmma).** Four warps ask for a product of tiles that lie in shared
   memory (the left one may be in registers), and go on; they wait when they need the result.
 - **Everything else:** maxima, exponentials, sums. At head_dim 128 the exponentials of a
-  block take about half as long as its products, so they must run beside them.
+  block take about half as long as its products (16 a cycle and multiprocessor against 4096
+multiply-adds, when a pair of query and key needs one and 256), so they must run beside them.
 
 A tile of 128 query rows is shared by two *consumers*, warp groups of 64 rows each: both read
 every block of keys and values that the producer loads, so that each byte from L2 serves 128
@@ -20,14 +21,16 @@ rows. Each consumer overlaps its own softmax with its own products::
 
 ``S(j)``, the logits of block j, is asked for *before* ``PV(j−1)``. When S(j) is there the
 softmax P(j) begins while PV(j−1) still runs; only then is PV(j−1) waited for. The price is
-registers: S(j), P(j−1) and the output are alive together. ptxas would undo that: it moves
-the wait for PV(j−1) up, in front of the softmax, if nothing between them stops it. The wait
-for the values of block j, which is a loop, stops it, and therefore stands there and not
-where they are first used. ``compile-check`` cannot see this, a test of the machine code
-does. The two consumers drift apart by
-themselves, so that one's softmax also falls beside the other's products. Method: Shah et al.
-2024, FlashAttention-3, arXiv 2407.08608, algorithm 2; its ping-pong order of the two consumers,
-made with named barriers, is not imposed here.
+registers: S(j), P(j−1) and the output are alive together.
+
+ptxas would undo that: it moves the wait for PV(j−1) up, in front of the softmax, if nothing
+between them stops it. The wait for the values of block j, which is a loop, stops it, and
+therefore stands there and not where they are first used. ``compile-check`` cannot see this; a
+test of the machine code does.
+
+Nothing holds the two consumers in step, so one's softmax may also fall beside the other's
+products. Method: Shah et al. 2024, FlashAttention-3, arXiv 2407.08608, algorithm 2; its
+ping-pong order of the two consumers, made with named barriers, is not imposed here.
 
 **Barriers.** Keys and values have a ring of STAGES buffers each, and each buffer two barriers:
 
@@ -66,8 +69,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .schedule import blocks_of, keys_seen_by, place_of, slot_of, tile_of, turns_of
+from .softmax import softmax_step
 
-LOG2E = gl.constexpr(1.4426950408889634)
 CONSUMERS = gl.constexpr(2)
 
 
@@ -296,47 +299,6 @@ def overlapped_step(
     mbarrier.arrive(v_empty.index(last_stage), count=1)
     acc_ME = acc_ME * gl.convert_layout(keep_M, gl.SliceLayout(1, out_layout))[:, None]
     return weights_MN, top_M, sum_M, acc_ME
-
-
-@gluon.jit
-def softmax_step(
-    dots_MN, top_M, sum_M, n, seen_M, scale, softcap,
-    dtype: gl.constexpr, BLOCK_N: gl.constexpr, SOFTCAP: gl.constexpr, NEGATIVE: gl.constexpr,
-    MASKED: gl.constexpr, logits_layout: gl.constexpr, out_layout: gl.constexpr,
-):  # fmt: skip
-    """Online softmax: the weights of a block as left operand, and what to scale the past by.
-
-    Logits are in base 2, because ``exp2`` is what the hardware has: ``dots · factor``. They
-    are never formed; one fused multiply-add makes ``dots · factor − top``. For the maximum
-    that needs a factor that is positive.
-    """
-    if NEGATIVE:
-        dots_MN = -dots_MN
-    factor = scale * LOG2E
-    if SOFTCAP:
-        dots_MN = tanh_of(dots_MN * (scale / softcap))
-        factor = softcap * LOG2E
-    if MASKED:
-        key_N = n + gl.arange(0, BLOCK_N, gl.SliceLayout(0, logits_layout))
-        dots_MN = gl.where(key_N[None, :] < seen_M[:, None], dots_MN, float("-inf"))
-
-    new_M = gl.maximum(top_M, gl.max(dots_MN, 1) * factor)
-    from_M = new_M
-    if MASKED:  # a row that has seen nothing yet: −inf − −inf would be NaN
-        from_M = gl.where(new_M == float("-inf"), 0.0, new_M)
-    weights_MN = gl.exp2(dots_MN * factor - from_M[:, None])
-    keep_M = gl.exp2(top_M - from_M)
-    sum_M = sum_M * keep_M + gl.sum(weights_MN, 1)
-    # The accumulator of one product is, but for its type, the left operand of the next: a
-    # thread keeps the elements it has.
-    operand: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=out_layout, k_width=2)
-    return gl.convert_layout(weights_MN.to(dtype), operand), keep_M, new_M, sum_M
-
-
-@gluon.jit
-def tanh_of(x):
-    """tanh by exp2. Near 0 it is exact to 2⁻²⁴ absolute, which is what a logit needs."""
-    return 1.0 - 2.0 / (gl.exp2(x * (2.0 * LOG2E)) + 1.0)
 
 
 @gluon.jit
