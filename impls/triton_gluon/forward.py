@@ -10,7 +10,7 @@ What a Hopper multiprocessor can do at once, and how this kernel keeps all of it
   memory (the left one may be in registers), and go on; they wait when they need the result.
 - **Everything else:** maxima, exponentials, sums. At head_dim 128 the exponentials of a
   block take about half as long as its products (16 a cycle and multiprocessor against 2048
-multiply-adds, when a pair of query and key needs one and 256), so they must run beside them.
+  multiply-adds, when a pair of query and key needs one and 256), so they must run beside them.
 
 A tile of 128 query rows is shared by two *consumers*, warp groups of 64 rows each: both read
 every block of keys and values that the producer loads, so that each byte from L2 serves 128
