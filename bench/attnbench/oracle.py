@@ -32,8 +32,8 @@ class Reference:
     """Output, log-sum-exp and gradients; the gradients are None if not asked for.
 
     ``gathered_BGN`` is the 2-norm of the weights that a key gets from all queries: what noise
-    of single rows adds up to in its dk. The LSE is that of the logits after softcap and ALiBi, and −inf in a row that sees no
-    key; such a row has zeros in ``out`` and ``dq``.
+    of single rows adds up to in its dk. The LSE is that of the logits after softcap and
+    ALiBi, and −inf in a row that sees no key; such a row has zeros in ``out`` and ``dq``.
     """
 
     out_BHME: torch.Tensor

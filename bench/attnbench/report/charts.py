@@ -5,7 +5,8 @@ and draws the same specification once for every panel, so that filters only choo
 Rows bring their own colour, shape and dash (see ``style``); the theme comes from the page.
 
 Fields of a row: ``x``, ``y`` with ``lo`` and ``hi``, ``impl``, ``color``, ``shape``,
-``dash``, ``failed``; in the error chart ``tensor``, ``y`` (the error), ``allowed``.
+``dash``, ``failed``; in the error chart ``tensor``, ``y`` (the error), ``allowed``; for the
+Pareto chart see there.
 """
 
 from __future__ import annotations
@@ -198,6 +199,35 @@ def error_title(view: Accuracy) -> str:
         "row_rel": "relative L2 error of the worst row",
     }[view.measure]
     return f"{title} ÷ tolerance" if view.relative_to == "tolerance" else title
+
+
+def pareto_chart() -> dict[str, Any]:
+    """Distance from the answer against time; a dot is as large as its memory.
+
+    A line joins the settings of one method, a ring marks those that nobody beats. Rows:
+    ``x`` seconds, ``y`` distance, ``memory`` bytes, ``method``, ``front``.
+    """
+    rows = alt.Chart(alt.NamedData("rows"))
+    times = alt.Axis(
+        values=_ONE_TWO_FIVE, labelExpr=_SECONDS, labelOverlap="greedy", labelSeparation=4,
+        grid=True, gridOpacity=_WHERE_LABELLED,
+    )  # fmt: skip
+    errors = alt.Axis(format=".0e", values=_POWERS_OF_TEN, grid=True, labelOverlap="greedy")
+    log = alt.Scale(type="log", nice=False, padding=14)
+    decades = alt.Scale(type="log", nice=True, padding=14)  # times may lie close together
+    x = alt.X("x:Q", title="time of a call", scale=decades, axis=times)
+    y = alt.Y("y:Q", title="relative L2 distance from the answer", scale=log, axis=errors)
+    size = alt.Size("memory:Q", legend=None, scale=alt.Scale(type="sqrt", range=[30, 400]))
+    joined = rows.mark_line(strokeWidth=1, style="joined").encode(
+        x, y, alt.Detail("method:N"), alt.Order("y:Q")
+    )
+    dots = rows.mark_point(filled=True, opacity=0.8).encode(x, y, size, _SHAPE, *_WHO)
+    rings = rows.transform_filter("datum.front").mark_point(
+        filled=False, strokeWidth=1.6, opacity=1, style="front"
+    )
+    ringed = rings.encode(x, y, alt.Size("ring:Q", scale=None), alt.Tooltip("impl:N"))
+    chart = alt.layer(joined, dots, ringed).properties(width="container", height=_HEIGHT + 60)
+    return _plain(chart)
 
 
 def _size_axis(axis: Axis) -> alt.X:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnbench.record import TensorAccuracy
-from attnbench.report.charts import drawn, error_chart, line_chart, measure
-from attnbench.report.definition import Accuracy, Definition, Lines
+from attnbench.report import pareto
+from attnbench.report.charts import drawn, error_chart, line_chart, measure, pareto_chart
+from attnbench.report.definition import Accuracy, Definition, Lines, Pareto
 from attnbench.report.fields import order
 from attnbench.report.points import MEASURES, Point
 from attnbench.report.style import Look
@@ -18,7 +19,7 @@ from attnbench.stats import Interval
 _FIRST_FILTERS = ("direction", "dtype", "mask")
 _TEXTS = (
     "time", "host_time", "how", "rate", "speedup", "roofline", "energy", "memory",
-    "memory_parts", "memory_note", "error",
+    "memory_parts", "memory_note", "error", "distance",
 )  # fmt: skip
 
 
@@ -59,6 +60,7 @@ def _scope(definition: Definition, scope: Scope, places: Mapping[str, int]) -> d
         for number, panel in enumerate(scope.panels)
         for point in panel.points
     ]
+    _add_pareto(rows, scope)
     shared = suite_commands(scope.points)
     command = shared[0] if len(shared) == 1 else ""
     for row in rows:
@@ -97,6 +99,10 @@ def _charts(definition: Definition, scope: Scope) -> dict[str, Any]:
                 "kind": "error", "measure": view.measure, "spec": error_chart(view),
                 "share": view.relative_to == "tolerance",
             }  # fmt: skip
+        elif isinstance(view, Pareto):
+            charts[str(number)] = {
+                "kind": "pareto", "measure": "pareto", "spec": pareto_chart(),
+            }  # fmt: skip
     return charts
 
 
@@ -109,6 +115,7 @@ def _row(
         "impl": places[point.implementation],
         "x": scope.x(point),
         "status": record.status,
+        "approximate": 1 if point.is_approximate else None,
         "latency": _triple(point.time_s),
         "rate": _triple(point.rate),
         "memory": None,
@@ -121,6 +128,22 @@ def _row(
     texts = figures(point)
     row |= {f"{name}_text": texts.get(name) for name in _TEXTS}
     return row | {"reason": record.reason, "command": record.command, "id": record.id}
+
+
+def _add_pareto(rows: Sequence[dict[str, Any]], scope: Scope) -> None:
+    """To the rows of each panel's largest problem: distance, method, whether nobody beats it."""
+    of_id = {row["id"]: row for row in rows}
+    for panel in scope.panels:
+        points = pareto.largest(scope, panel)
+        leading = pareto.front(points)
+        for point in points:
+            worst = pareto.distance(point)
+            assert worst is not None
+            of_id[point.record.id] |= {
+                "distance": _short(worst[1], 4),
+                "method": point.record.implementation.name,
+                "front": 1 if point.record.id in leading else None,
+            }
 
 
 def _errors(accuracy: TensorAccuracy, said: dict[str, int]) -> list[float | None]:

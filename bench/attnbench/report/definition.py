@@ -65,6 +65,16 @@ class Accuracy(_View):
     figure: bool = True
 
 
+class Pareto(_View):
+    """Distance from the answer against time, with the peak memory; for approximate methods.
+
+    Shown where there are any.
+    """
+
+    view: Literal["pareto"]
+    figure: bool = True
+
+
 class Winners(_View):
     """Crossover table: who is fastest at every value of the axis."""
 
@@ -102,14 +112,15 @@ class Reproduce(_View):
 
 
 View = (
-    Verdicts | Lines | Speedup | Accuracy | Winners | Telemetry | Support | PointsTable
+    Verdicts | Lines | Speedup | Accuracy | Pareto | Winners | Telemetry | Support | PointsTable
     | EnvironmentTable | Reproduce
 )  # fmt: skip
 
 _BY_NAME: Mapping[str, type[_View]] = {
     "verdicts": Verdicts, "rate": Lines, "latency": Lines, "speedup": Speedup, "memory": Lines,
-    "error": Accuracy, "winners": Winners, "telemetry": Telemetry, "support": Support,
-    "points": PointsTable, "environment": EnvironmentTable, "reproduce": Reproduce,
+    "error": Accuracy, "pareto": Pareto, "winners": Winners, "telemetry": Telemetry,
+    "support": Support, "points": PointsTable, "environment": EnvironmentTable,
+    "reproduce": Reproduce,
 }  # fmt: skip
 """Every view by the name that a definition calls it."""
 

@@ -24,9 +24,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from attnbench.report import tables, units
+from attnbench.report import pareto, tables, units
 from attnbench.report.charts import TENSORS, Measure, error_title, measure
-from attnbench.report.definition import Accuracy, Definition, Lines, Speedup
+from attnbench.report.definition import Accuracy, Definition, Lines, Pareto, Speedup
 from attnbench.report.environments import Environment
 from attnbench.report.points import Point
 from attnbench.report.style import INK, Look
@@ -121,6 +121,17 @@ def _plots(definition: Definition, scope: Scope, looks: Mapping[str, Look]) -> I
                 partial(_draw_errors, view=view, looks=looks),
                 lambda point: bool(point.record.accuracy),
             )
+        elif isinstance(view, Pareto) and view.figure and _has_approximate(scope):
+            yield Plot(
+                "pareto",
+                "Distance from the exact answer against time",
+                partial(_draw_pareto, scope=scope, looks=looks),
+                lambda point: pareto.distance(point) is not None,
+            )
+
+
+def _has_approximate(scope: Scope) -> bool:
+    return any(point.is_approximate for point in scope.points)
 
 
 def _figure(
@@ -263,6 +274,36 @@ def _draw_errors(ax: Axes, panel: Panel, *, view: Accuracy, looks: Mapping[str, 
     ax.set_yticks(range(len(tensors)), tensors)
     ax.set_ylim(len(tensors) - 0.5, -0.5)
     ax.grid(visible=False)
+
+
+def _draw_pareto(ax: Axes, panel: Panel, *, scope: Scope, looks: Mapping[str, Look]) -> None:
+    points = pareto.largest(scope, panel)
+    leading = pareto.front(points)
+    for point in points:
+        worst, look = pareto.distance(point), looks[point.implementation]
+        if worst is None or point.time_s is None or worst[1] <= 0:
+            continue
+        is_leading = point.record.id in leading
+        ax.plot(
+            point.time_s.median, worst[1], _MARKERS[look.shape], color=_color(look),
+            markersize=5 if is_leading else 3.5, markeredgecolor=_INK if is_leading else "none",
+        )  # fmt: skip
+    for method in {p.record.implementation.name for p in points}:
+        own = [p for p in points if p.record.implementation.name == method]
+        ends = sorted(
+            (d[1], p.time_s.median) for p in own if (d := pareto.distance(p)) and p.time_s
+        )
+        ax.plot([t for _, t in ends], [d for d, _ in ends], color="#b9c0c7", lw=0.8, zorder=0)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    times = [p.time_s.median for p in points if p.time_s]
+    ax.set_xlim(0.8 * min(times), 1.25 * max(max(times), 10 * min(times)))
+    _tick_log(ax.xaxis, 10)
+    _tick_log(ax.yaxis, 10)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: units.tick(v, units.SECONDS)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: format(v, ".0e")))
+    ax.set_xlabel("time of a call")
+    ax.set_ylabel("relative L2 distance")
 
 
 def _tick_log(axis: Any, base: int) -> None:

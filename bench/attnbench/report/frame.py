@@ -35,7 +35,8 @@ def load_frame(results: Sequence[Path]) -> pd.DataFrame:
     ``cache``, and whether it ``converged``; ``flops``,
     ``ideal_bytes``, ``intensity`` (FLOPs a byte); ``roofline_share`` and ``roofline_bound``;
     ``gross_joules``, ``net_joules`` and ``joules_per_token`` (gross); ``disturbance``, the
-    telemetry's verdict; ``peak_bytes``, ``saved_bytes``; for each
+    telemetry's verdict; of approximate methods ``own_flops``, ``out_distance``,
+    ``out_cosine``, … and ``weights_tv``; ``peak_bytes``, ``saved_bytes``; for each
     tensor ``out_rel_l2``, ``out_rel_l2_allowed``, …; and ``error_ratio``, the worst error ÷
     its tolerance. ``frame.attrs["problems"]`` holds a line for everything left out.
 
@@ -82,11 +83,15 @@ def _row(point: Point) -> dict[str, Any]:
         "gross_joules": record.energy.gross_j if record.energy else None,
         "net_joules": record.energy.net_j if record.energy else None,
         "joules_per_token": point.joules_per_token,
+        "own_flops": record.flops,
+        "weights_tv": record.weights_tv,
         "disturbance": record.telemetry.get("verdict"),
         **{name: getattr(record.memory, name) if record.memory else None for name in _BYTES},
     }
     for tensor, accuracy in record.accuracy.items():
         row |= {f"{tensor}_{name}": getattr(accuracy, name) for name in _ERRORS}
+    for tensor, distance in record.distance.items():
+        row |= {f"{tensor}_distance": distance.rel_l2, f"{tensor}_cosine": distance.cosine}
     worst = point.worst_error
     row |= {"worst_tensor": worst[0] if worst else None, "error_ratio": worst[1] if worst else None}
     return row | {"wall_s": record.wall_s, "command": record.command}

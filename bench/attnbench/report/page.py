@@ -43,14 +43,14 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
     "verdicts": (
         "Fastest correct implementation",
         "On the largest problem of each kind, among implementations that passed verification "
-        "against float64. Where 95 % intervals overlap this run cannot tell who is faster, and "
-        "it is a tie.",
+        "against float64; approximate methods are not ranked among exact ones. Where 95 % "
+        "intervals overlap this run cannot tell who is faster, and it is a tie.",
     ),
     "rate": (
         "Throughput",
         "Floating-point operations that the mask keeps ÷ median time of a call; higher is "
-        "better. Bands and bars are 95 % intervals of the median. A cross at the foot: the "
-        "point failed.",
+        "better. An approximate method does fewer: its rate is effective. Bands and bars are 95 % "
+        "intervals of the median. A cross at the foot: the point failed.",
     ),
     "latency": (
         "Latency",
@@ -75,6 +75,13 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
         "Of the output and of each gradient, a mark for each problem. The tolerance is twice "
         "the error of the textbook computation in the same dtype, and a floor; a ring marks an "
         "error past it. The data table has the errors themselves.",
+    ),
+    "pareto": (
+        "What is given up for what",
+        "Relative L2 distance from the exact answer against the time of a call, on the largest "
+        "problem of each kind; a larger dot takes more memory. A line joins the settings of one "
+        "method, a ring marks what nobody beats in all three. An exact implementation is as far "
+        "off as its rounding.",
     ),
     "telemetry": (
         "The machine meanwhile",
@@ -148,6 +155,7 @@ def page(
         definition=definition,
         texts=_TEXTS,
         scopes=views,
+        hidden_views=_hidden(scopes),
         looks=list(looks.values()),
         looks_by_name=looks,
         filters=filter_values(scopes),
@@ -166,6 +174,12 @@ def page(
         data=embed(dataset(definition, scopes, looks)),
     )
     return text
+
+
+def _hidden(scopes: Sequence[Scope]) -> set[str]:
+    """Views that would have nothing to say."""
+    is_approximate = any(p.is_approximate for scope in scopes for p in scope.points)
+    return set() if is_approximate else {"pareto"}
 
 
 def embed(data: Any) -> Markup:
@@ -252,7 +266,7 @@ def _templates() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined, extensions=["jinja2.ext.loopcontrols"],
     )  # fmt: skip
     environment.globals.update(
         figures=tables.figures, glyphs=tables.GLYPHS, differences=env.differences,

@@ -36,7 +36,8 @@ class Point:
         machine: equal for points whose figures may be compared.
         label: the problem in a line.
         time_s: seconds a call; None for what ran in a simulator.
-        rate: FLOP/s; speedup: baseline's time over this time.
+        rate: FLOP/s by the problem's count, so that an approximate method's is effective.
+        speedup: baseline's time over this time.
         host_s: wall time of the eager call; None where ``time_s`` is host time itself.
         flops, ideal_bytes: of the problem; None where this attnbench cannot read it.
         joules_per_token: gross, a query token; None where energy was not measured.
@@ -65,6 +66,19 @@ class Point:
     def scope(self) -> tuple[str, str, str]:
         """What may be shown together: suite, machine, device."""
         return self.record.suite, self.machine, self.record.device
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether the method gives up accuracy; its rate is then an effective one."""
+        return self.record.implementation.kind == "approximate"
+
+    @property
+    def own_rate(self) -> Interval | None:
+        """Of an approximate method, by its own FLOPs."""
+        flops, time_s = self.record.flops, self.time_s
+        if flops is None or time_s is None:
+            return None
+        return Interval(flops / time_s.median, flops / time_s.high, flops / time_s.low)
 
     @property
     def is_baseline(self) -> bool:

@@ -1,4 +1,8 @@
-"""Verdicts: the fastest correct implementation, or a tie where the intervals overlap."""
+"""Verdicts: the fastest correct implementation, or a tie where the intervals overlap.
+
+An approximate method gives another answer, so it is ranked only among its like, where there
+is no exact one.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,9 @@ class Verdict:
 
 def verdict(panel: Panel, x: Any, points: Iterable[Point]) -> Verdict:
     """Rank the points of one problem. A record that is not ``ok`` has no time, and no rank."""
-    times = [(p.time_s, p) for p in points if p.time_s is not None]
+    timed = [p for p in points if p.time_s is not None]
+    exact = [p for p in timed if not p.is_approximate]
+    times = [(p.time_s, p) for p in exact or timed if p.time_s is not None]
     times.sort(key=lambda pair: (pair[0].median, pair[1].implementation))
     ranking = tuple(point for _, point in times)
     winners = tuple(point for time_s, point in times if time_s.low <= times[0][0].high)

@@ -139,6 +139,7 @@
     return scope.rows
       .filter((r) => r.panel === panel && String(r.x) === x && r.latency)
       .filter(isShown(scope))
+      .filter((r, _, all) => !r.approximate || all.every((other) => other.approximate))
       .sort((a, b) => a.latency[0] - b.latency[0] || a.impl - b.impl);
   }
   const leaders = (ranked) => ranked.filter((r) => r.latency[1] <= ranked[0].latency[2]);
@@ -233,7 +234,8 @@
     const chart = scope.charts[figure.dataset.chart];
     const panel = Number(figure.dataset.panel);
     const own = scope.rows.filter((row) => row.panel === panel).filter(isShown(scope));
-    const rows = chart.kind === "error" ? errorMarks(chart, own) : lineMarks(chart, own);
+    const marks = { error: errorMarks, pareto: paretoMarks, lines: lineMarks };
+    const rows = marks[chart.kind](chart, own);
     const isEmpty = !rows.some((row) => !row.failed);
     element.classList.toggle("empty", isEmpty);
     if (isEmpty) {
@@ -271,6 +273,16 @@
       }
       return FAILED.has(row.status) ? [{ ...looked(row), failed: true }] : [];
     });
+  }
+
+  function paretoMarks(chart, rows) {
+    const shown = rows.filter((row) => row.latency && row.distance);
+    const memory = (row) => row.memory?.[0] ?? 0;
+    const most = Math.max(1, ...shown.map(memory));
+    return shown.map((row) => ({
+      ...looked(row), x: row.latency[0], y: row.distance, memory: memory(row) / most,
+      method: row.method, front: Boolean(row.front), ring: 90 + 400 * (memory(row) / most),
+    }));
   }
 
   const MEASURES = { rel_l2: 2, max_abs: 4, row_rel: 6 }; // places in a tensor's figures
@@ -318,7 +330,8 @@
       },
       axisX: { titlePadding: 5 },
       axisY: { domain: false, ticks: false, titleAnchor: "end", titleAngle: 0, titleAlign: "left", titleX: 0, titleY: -9 },
-      style: { limit: { color: bad, opacity: 0.8 }, wrong: { color: bad, shape: "circle" } },
+      style: { limit: { color: bad, opacity: 0.8 }, wrong: { color: bad, shape: "circle" }, front: { color: ink, shape: "circle" },
+        joined: { color: soft, opacity: 0.5 } },
       text: { color: ink },
     };
   }
@@ -355,6 +368,7 @@
     tell("time", row.time_text && row.time_text + (row.wide ? WIDER : ""));
     tell("host time", row.host_time_text);
     tell("rate", row.rate_text);
+    tell("distance", row.distance_text);
     tell("speed-up", row.speedup_text);
     tell("roofline", row.roofline_text);
     tell("energy", row.energy_text);
@@ -396,10 +410,14 @@
     rel_l2: [["relative L2 error (allowed)", (r) => errorsText(r, "rel_l2")]],
     max_abs: [["largest absolute error (allowed)", (r) => errorsText(r, "max_abs")]],
     row_rel: [["relative L2 error of the worst row (allowed)", (r) => errorsText(r, "row_rel")]],
+    pareto: [["time per call", "time_text", (r) => r.latency?.[0]],
+      ["distance from the answer", "distance_text", (r) => r.distance],
+      ["peak memory", "memory_text", (r) => r.memory?.[0]],
+      ["nobody beats it", (r) => (r.front ? "yes" : ""), (r) => r.front]],
   };
   COLUMNS.all = [
     ...COLUMNS.latency, ["host time", "host_time_text"], ["timed by", "how_text"],
-    ...COLUMNS.rate, ["speed-up", "speedup_text", (r) => r.rate?.[0]],
+    ...COLUMNS.rate, ["distance from the answer", "distance_text"], ["speed-up", "speedup_text", (r) => r.rate?.[0]],
     ["share of roofline", "roofline_text", (r) => r.roofline_text && parseFloat(r.roofline_text)],
     ["energy of a call", "energy_text"],
     ...COLUMNS.memory, ["worst error", "error_text"], ["reason", "reason"],
@@ -408,7 +426,7 @@
   ];
   const WIDE = new Set(["reason", "command", "memory note", "timed by"]);
   // Left out where nobody has them.
-  const RARE = new Set(["host time", "timed by", "share of roofline", "energy of a call"]);
+  const RARE = new Set(["distance from the answer", "host time", "timed by", "share of roofline", "energy of a call"]);
 
   function errorsText(row, measure) {
     const at = MEASURES[measure];
