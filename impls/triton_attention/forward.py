@@ -50,7 +50,8 @@ def forward_kernel(
     """
     first = tl.program_id(0)
     if PERSISTENT:
-        for unit in tl.range(first, units, tl.num_programs(0)):
+        # Hoisted out of this loop, offsets within tiles would hold registers all through it.
+        for unit in tl.range(first, units, tl.num_programs(0), disable_licm=True):
             attend_tile(
                 unit, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
                 q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m,
