@@ -5,6 +5,7 @@ Schema history
     1.1.0  device and host time apart (``host_samples``); samples say method, cache state and
            whether warm-up reached a steady state; memory by parts; energy; telemetry;
            kernels; pairs and revisions of an implementation.
+    1.2.0  what an implementation chose for itself in ``build()`` (``choices``).
 
 A reader accepts any 1.x: a field it does not know is kept and ignored, one that is
 missing takes its default. Derived figures (TFLOPS, speed-up, share of roofline) are never
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from attnbench.spec import Value, format_spec
 
-SCHEMA = "1.1.0"
+SCHEMA = "1.2.0"
 OTHERS = "(others)"
 """Name of the entry of ``Record.kernels`` that sums the shortest ones."""
 
@@ -57,6 +58,7 @@ class Implementation(_Part):
     origin: str = ""  # built-in, project, or the package that brought it
     version: str | None = None
     source_sha256: str | None = None
+    choices: dict[str, Value] = {}  # what build() chose for itself, such as tuned configurations
     revision: str | None = None  # commit its source was brought out of; None: as it lay there
 
     @property

@@ -281,6 +281,7 @@ class Runner:
                 origin=entry.source.origin,
                 version=entry.version,
                 source_sha256=entry.source_sha256,
+                choices=told.get("choices", {}),
                 revision=entry.source.revision or None,
             ),
             problem=point.problem.to_json(),

@@ -3,8 +3,9 @@
 ``forward`` and ``backward`` hold the kernels and are made to be read; ``specialized`` is the
 forward for sm_90 and later, ``tiles``, ``order`` and ``dropout`` what they share, ``masks``
 how a mask reaches them, ``config`` how they are cut, ``schedules`` which of it a problem may
-have, ``launch`` how they are called, ``tuning`` which configuration is the fastest. On a CPU they run only when asked, in Triton's interpreter
-(``triton:interpret=true``): for correctness, thousands of times slower than anything.
+have, ``launch`` how they are called, ``tuning`` which configuration is the fastest. On a CPU
+they run only when asked, in Triton's interpreter (``triton:interpret=true``): for
+correctness, thousands of times slower than anything.
 
 Triton is imported when a problem is built: it takes a second that others need not wait.
 """
@@ -91,9 +92,7 @@ class Triton(Attention):
         from .launch import FusedAttention
 
         interpret, schedule = bool(self.options["interpret"]), str(self.options["schedule"])
-        attention = FusedAttention(
-            problem, device, str(self.options["fp32"]), interpret, schedule
-        )
+        attention = FusedAttention(problem, device, str(self.options["fp32"]), interpret, schedule)
         if not interpret:
             self._prepare(attention)
         return attention

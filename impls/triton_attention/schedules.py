@@ -15,6 +15,7 @@ from attnbench import Problem, Unsupported
 from .config import Config, Kernel, Target, candidates, why_not
 
 _KIB = 1024
+_REGISTERS = 64 * _KIB  # of a multiprocessor, on all of NVIDIA's since 3.5
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,12 @@ class Machine:
         target: the architecture whose candidates it takes.
         processors: streaming multiprocessors.
         l2_bytes: of the cache that all of them share.
-        registers, shared_bytes, threads: of one multiprocessor.
+        shared_bytes, threads: of one multiprocessor.
     """
 
     target: Target
     processors: int
     l2_bytes: int
-    registers: int = 64 * _KIB
     shared_bytes: int = 0
     threads: int = 0
 
@@ -49,7 +49,6 @@ class Machine:
             target,
             found.multi_processor_count,
             found.L2_cache_size,
-            found.regs_per_multiprocessor,
             found.shared_memory_per_multiprocessor,
             found.max_threads_per_multi_processor,
         )
@@ -62,13 +61,11 @@ class Machine:
         if self.target == "gfx942":
             return 1
         compiled._init_handles()  # loads the code: until then its registers are not known
-        threads = compiled.metadata.num_warps * 32
-        shared = compiled.metadata.shared + _KIB  # which the system keeps of each block
-        registers = -(-compiled.n_regs // 8) * 8 * threads
-        return max(
-            1,
-            min(self.registers // registers, self.shared_bytes // shared, self.threads // threads),
-        )
+        threads = int(compiled.metadata.num_warps) * 32
+        shared = int(compiled.metadata.shared) + _KIB  # which the system keeps of each block
+        registers = -(-int(compiled.n_regs) // 8) * 8 * threads  # handed out by eights
+        holds = (_REGISTERS // registers, self.shared_bytes // shared, self.threads // threads)
+        return max(1, min(holds))
 
 
 def target_of(capability: tuple[int, int]) -> Target:

@@ -49,13 +49,13 @@ def specialized_kernel(
     start = tile * BLOCK_M
     m = start + tl.arange(0, BLOCK_M)
     q_MD_of = tl.make_tensor_descriptor(
-        q_ptr + b * q_b + h.to(tl.int64) * q_h, [seqlen_q, HEAD_DIM], [q_m, 1], [BLOCK_M, DIM]
+        q_ptr + b * q_b + h.to(tl.int64) * q_h, [seqlen_q, HEAD_DIM], [q_m, q_d], [BLOCK_M, DIM]
     )
     k_ND_of = tl.make_tensor_descriptor(
-        k_ptr + b * k_b + g.to(tl.int64) * k_h, [seqlen_k, HEAD_DIM], [k_n, 1], [BLOCK_N, DIM]
+        k_ptr + b * k_b + g.to(tl.int64) * k_h, [seqlen_k, HEAD_DIM], [k_n, k_d], [BLOCK_N, DIM]
     )
     v_NE_of = tl.make_tensor_descriptor(
-        v_ptr + b * v_b + g.to(tl.int64) * v_h, [seqlen_k, HEAD_DIM_V], [v_n, 1], [BLOCK_N, DIM_V]
+        v_ptr + b * v_b + g.to(tl.int64) * v_h, [seqlen_k, HEAD_DIM_V], [v_n, v_d], [BLOCK_N, DIM_V]
     )
     q_MD = q_MD_of.load([start, 0])
     alibi_slope = 0.0
@@ -66,7 +66,7 @@ def specialized_kernel(
     low_M, high_M = interval_of(
         m, table_ptr, table_stride, seqlen_q, seqlen_k, shift, behind, ahead, MASK
     )
-    first, whole, rest, last = span_of(low_M, high_M, BLOCK_N)
+    first, _whole, _rest, last = span_of(low_M, high_M, BLOCK_N)
 
     seed = 0
     if DROPOUT:

@@ -69,18 +69,28 @@ def tune(
         Unsupported: the schedule cannot do the problem.
     """
     timer, folder = timer or time_on_device, folder or tuning_folder()
-    for kernel in KERNELS:
-        is_forward = kernel == "forward"
-        if attention.decode is not None if is_forward else attention.problem.direction == "forward":
-            continue
-        offered = attention.offered(kernel, schedule if is_forward else "auto")
-        groups = [offered]
-        two_loop = tuple(c for c in attention.offered(kernel) if c.schedule != "specialized")
-        if two_loop != offered:  # chosen first, because a call's strides may ask for it
-            groups.insert(0, two_loop)
-        for group in groups:
-            best = _best(attention, inputs, kernel, group, timer, folder)
-            attention.use(kernel, best, "tuned")
+
+    def choose(kernel: Kernel, among: tuple[Config, ...]) -> Config:
+        best = among[0]
+        if len(among) > 1:
+            best = _best(attention, inputs, kernel, among, timer, folder)
+        attention.use(kernel, best, "tuned" if len(among) > 1 else "the only one")
+        return best
+
+    device = attention.device
+    # Dropout draws a seed a call: the next one's must not depend on what was known already.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if attention.decode is None:
+            offered = attention.offered("forward", schedule)
+            by_descriptor = tuple(c for c in offered if c.schedule == "specialized")
+            if by_descriptor:  # the strides of a call may need the best of the others
+                every = attention.offered("forward")
+                best = choose("forward", tuple(c for c in every if c not in by_descriptor))
+                offered = by_descriptor if schedule != "auto" else (best, *by_descriptor)
+            choose("forward", offered)
+        if attention.problem.direction != "forward":
+            for kernel in KERNELS[1:]:
+                choose(kernel, attention.offered(kernel))
 
 
 def tuning_folder() -> Path:
@@ -97,8 +107,6 @@ def _best(
     timer: Timer,
     folder: Path,
 ) -> Config:
-    if len(offered) == 1:
-        return offered[0]
     key = key_of(attention, kernel, offered)
     path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.json"
     known = _read(path, key)
@@ -235,10 +243,10 @@ def _repeats(call: Call) -> int:
 
 def _seconds(call: Call, repeats: int) -> float:
     """A call, by events around several."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()  # type: ignore[no-untyped-call]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
     for _ in range(repeats):
         call()
-    end.record()  # type: ignore[no-untyped-call]
-    end.synchronize()  # type: ignore[no-untyped-call]
+    end.record()
+    end.synchronize()
     return float(begin.elapsed_time(end)) / 1e3 / repeats
