@@ -175,8 +175,8 @@ def test_what_an_implementation_chose_is_told_of_its_point(tmp_path):
     choices = {"forward": "128x64 w8 s3 tiles (tuned)", "split": 4}
     named = tuned.implementation.model_copy(update={"choices": choices})
     html = render_page(tmp_path, [plain, tuned.model_copy(update={"implementation": named})])
-    scope = next(iter(data_of(html)["scopes"].values()))
-    assert {row["choices"] for row in scope["rows"]} == {
+    (scope,) = data_of(html)["scopes"]
+    assert set(scope["rows"]["choices"]) == {
         None, "forward: 128x64 w8 s3 tiles (tuned); split: 4",
     }  # fmt: skip
 
