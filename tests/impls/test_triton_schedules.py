@@ -13,8 +13,10 @@ import triton
 import triton.language as tl
 from shelf import CPU, assert_right, implementation, module_of, solve
 
-from attnbench import Problem, Unsupported, make_inputs
+from attnbench import Case, Problem, Unsupported, make_inputs
 from attnbench.battery import CASES, run_case
+from attnbench.offline.compiling import compile_case
+from attnbench.offline.targets import TARGETS as TARGETS_BY_NAME
 from attnbench.oracle import reference
 
 SCHEDULES = ("tiles", "persistent", "specialized")
@@ -347,3 +349,39 @@ def test_choices_tell_what_runs() -> None:
     )
     few = Problem.of(heads=2, seqlen_q=1, seqlen_k=100, head_dim=16)
     assert "shares of the keys" in scheduled("auto").build(few, CPU).choices["forward"]
+
+
+# ---- compiled ----------------------------------------------------------------------------
+
+
+def compiled(dim: int, num_warps: int, config: Any) -> Any:
+    """Figures of the specialised kernel for sm_90, from the arguments of a launch."""
+    problem = Problem.of(heads=4, heads_kv=2, seqlen=256, head_dim=dim, mask="causal",
+                         dtype="bfloat16")  # fmt: skip
+    attention = scheduled("specialized").build(problem, CPU)
+    taken: dict[str, Any] = {}
+    attention._launch = lambda kernel, programs, config, **arguments: taken.update(arguments)
+    attention.forward(*make_inputs(problem, seed=0).qkv())
+    taken |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+    case = Case.of_launch(
+        "specialized", part("specialized").specialized_kernel, taken,
+        num_warps=num_warps, num_stages=config.num_stages, targets=("sm_90",),
+    )  # fmt: skip
+    return compile_case(case, TARGETS_BY_NAME["sm_90"]).figures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [64, 128])
+def test_on_sm_90_the_loop_is_specialised_with_full_rate_products_and_no_spills(dim: int) -> None:
+    offered = part("config").candidates("forward", dim, 2, "sm_90")
+    for config in (c for c in offered if c.schedule == "specialized"):
+        found = compiled(dim, config.num_warps, config)
+        assert (found.loops_specialized, found.spill_bytes) == (1, 0), str(config)
+        assert {"HGMMA", "UTMALDG"} <= set(found.instructions)
+        assert found.shared_bytes <= TARGETS_BY_NAME["sm_90"].shared_bytes
+
+
+@pytest.mark.slow
+def test_with_eight_warps_the_loop_would_be_left_as_it_was() -> None:
+    config = part("config").candidates("forward", 64, 2, "sm_90")[-1]
+    assert compiled(64, 8, config).loops_specialized == 0
