@@ -244,3 +244,31 @@ def test_dropout_is_revealed_by_those_who_can() -> None:
     revealed = stepped(Reveals()).keep_mask()
     assert revealed is not None
     assert revealed.shape == (2, 3, 5, 5)
+
+
+# ---- choices ---------------------------------------------------------------------------
+
+
+def choosing(choices: Any) -> Built:
+    def build(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return textbook(q, k, v)
+
+    build.choices = choices  # type: ignore[attr-defined]
+    return build
+
+
+def test_choices_of_build_are_read_and_are_none_if_there_are_none() -> None:
+    told = {"forward": "128x64", "shares": 3, "split": True, "share": 0.5}
+    assert stepped(choosing(told)).choices == told
+    assert stepped(textbook).choices == {}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    ["128x64", ["128x64"], {1: "a"}, {"a": None}, {"a": {}}, {"a": float("nan")},
+     {"a": float("inf")}, {"a": torch.ones(1)}],
+    ids=str,
+)  # fmt: skip
+def test_choices_that_no_record_can_hold_are_refused(choices: Any) -> None:
+    with pytest.raises(TypeError, match="choices"):
+        stepped(choosing(choices))

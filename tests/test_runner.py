@@ -57,6 +57,44 @@ def test_a_record_tells_the_parts_of_memory_and_what_ran(session: Session, tmp_p
         assert ("aten::_softmax_backward_data" in names) == ("forward" not in where)
 
 
+CHOOSING = """
+from torch.nn.functional import scaled_dot_product_attention as attend
+from attnbench import Attention, register
+
+class Chosen:
+    choices = {"forward": "128x64 w8 (tuned)", "split": 4}
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, q, k, v):
+        return attend(q, k, v) * self.factor
+
+@register("chooses")
+class Chooses(Attention):
+    def build(self, problem, device):
+        return Chosen(1)
+
+@register("chooses-badly")
+class Badly(Attention):
+    def build(self, problem, device):
+        return Chosen(2)
+"""
+
+
+def test_a_record_tells_what_build_chose_be_it_right_or_wrong(tmp_path: Path) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "choosing.py").write_text(CHOOSING)
+    with open_session(tmp_path, "cpu", [tmp_path / "plugins"], lock=False) as opened:
+        records = sweep(opened, tmp_path, "chooses", "chooses-badly", "naive")
+    assert statuses(records) == {"chooses": "ok", "chooses-badly": "incorrect", "naive": "ok"}
+    chosen = {spec: record.implementation.choices for (spec, _), record in records.items()}
+    told = {"forward": "128x64 w8 (tuned)", "split": 4}
+    assert chosen == {"chooses": told, "chooses-badly": told, "naive": {}}
+    specs = [record.implementation.spec for record in records.values()]
+    assert sorted(specs) == ["chooses", "chooses-badly", "naive"]  # no part of who it is
+
+
 def test_malloc_is_fixed_in_a_worker_unless_the_user_has_set_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,10 @@ class Attention:
 
         With dropout the callable may carry a method ``keep_mask()`` that returns the
         boolean ``(B, H, M, N)`` mask its last call used; dropout is verified through it.
+
+        What is returned may carry ``choices``, a mapping of names to text, numbers or
+        booleans: what ``build()`` chose for itself, such as the configuration that autotuning
+        found. It is read once, kept with the result, and is no part of the point's identity.
         """
         raise Unsupported(f"{self.name} has no build()")
 

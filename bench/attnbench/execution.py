@@ -11,6 +11,7 @@ D = head_dim, E = head_dim_v.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from attnbench.inputs import Inputs
 from attnbench.plugin import Attention, ForwardBackward, Layout
 from attnbench.problem import Problem
+from attnbench.spec import Value
 from attnbench.watch.storage import not_real
 
 _NAMES = ("q", "k", "v")
@@ -31,6 +33,9 @@ class WrongOutput(Exception):
 
 class Execution:
     """One implementation, built for one problem on one device.
+
+    Attributes:
+        choices: what ``build()`` chose for itself, as the implementation tells it.
 
     Raises:
         Unsupported: by the implementation, from ``supports()`` or ``build()``.
@@ -46,6 +51,7 @@ class Execution:
             raise TypeError(
                 f"build() must return a callable or a ForwardBackward, got {type(built).__name__}"
             )
+        self.choices = _choices_of(built)
         self.problem = problem
         self.implementation = implementation
         self.built = built
@@ -280,6 +286,21 @@ class Execution:
             raise WrongOutput(f"{name} has dtype {tensor.dtype}, expected {expected_dtype}")
         if tensor.device != self._tensors[0].device:
             raise WrongOutput(f"{name} is on {tensor.device}, expected {self._tensors[0].device}")
+
+
+def _choices_of(built: Any) -> dict[str, Value]:
+    """``choices`` of what ``build()`` returned, as a record can hold them; none if it has none."""
+    told = getattr(built, "choices", {})
+    if not isinstance(told, Mapping):
+        raise TypeError(f"choices must be a mapping, got {type(told).__name__}")
+    for name, value in told.items():
+        is_value = type(value) in (bool, int, str)
+        is_value = is_value or (type(value) is float and math.isfinite(value))
+        if type(name) is not str or not is_value:
+            raise TypeError(
+                f"choices maps text to text, booleans and finite numbers, got {name!r}: {value!r}"
+            )
+    return dict(told)
 
 
 def to_layout(x_BHSD: torch.Tensor, layout: Layout) -> torch.Tensor:

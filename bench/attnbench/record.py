@@ -5,9 +5,9 @@ Schema history
     1.1.0  device and host time apart (``host_samples``); samples say method, cache state and
            whether warm-up reached a steady state; memory by parts; energy; telemetry;
            kernels; pairs and revisions of an implementation.
-    1.2.0  implementations that ran in a simulator (``Implementation.simulated``); of
-           approximate methods their own FLOPs and bytes, and their distance from the
-           answer that was asked for.
+    1.2.0  implementations that ran in a simulator (``Implementation.simulated``); what one
+           chose for itself in ``build()`` (``choices``); of approximate methods their own
+           FLOPs and bytes, and their distance from the answer that was asked for.
 
 A reader accepts any 1.x: a field it does not know is kept and ignored, one that is
 missing takes its default. Derived figures (TFLOPS, speed-up, share of roofline) are never
@@ -61,6 +61,7 @@ class Implementation(_Part):
     version: str | None = None
     source_sha256: str | None = None
     simulated: str | None = None  # "in Triton's interpreter": its times are no timings
+    choices: dict[str, Value] = {}  # what build() chose for itself, such as tuned configurations
     revision: str | None = None  # commit its source was brought out of; None: as it lay there
 
     @property

@@ -292,6 +292,7 @@ class Runner:
                 version=entry.version,
                 source_sha256=entry.source_sha256,
                 simulated=point.contender.simulated,
+                choices=told.get("choices", {}),
                 revision=entry.source.revision or None,
             ),
             problem=point.problem.to_json(),

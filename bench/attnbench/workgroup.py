@@ -36,6 +36,7 @@ from attnbench.measure.memory import measure_memory
 from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.problem import Problem
 from attnbench.record import Samples, TensorAccuracy, worst
+from attnbench.spec import Value
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
 from attnbench.watch.surprise import Surprise
 from attnbench.watch.watcher import Watch
@@ -89,6 +90,7 @@ class Group:
         self._yardsticks: dict[Problem, Yardstick] = {}  # for the inputs of one seed
         self._yardstick_seed: int | None = None
         self._ready: dict[str, Contender] = {}
+        self._choices: dict[str, dict[str, Value]] = {}  # of those that were built
         self._energy_s: float = task["energy_s"]
         self._energy_meter: EnergyMeter | None = None
         self._phases_s: dict[str, float] = {}  # each one's time in phases of its own, but sampling
@@ -117,6 +119,7 @@ class Group:
         contender.execution = Execution(
             contender.implementation, self.problem, self.device, self.seed
         )
+        self._choices[contender.key] = contender.execution.choices
         contender.watch = Watch(contender.execution, self.device)
         self._step(contender.key, "verify")
         contender.execution.load(inputs)
@@ -329,6 +332,7 @@ class Group:
             status=failed.status,
             reason=failed.reason,
             log_tail=failed.log,
+            choices=self._choices.get(key, {}),
             alone=self._alone,
         )
         gc.collect()
@@ -344,6 +348,7 @@ class Group:
             "result",
             who=contender.key,
             status="ok",
+            choices=self._choices[contender.key],
             **told,
             **contender.about,
             **untimed,

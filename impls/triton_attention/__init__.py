@@ -1,9 +1,11 @@
 """``triton``: fused attention in Triton, forward and backward, for every feature of a problem.
 
-``forward`` and ``backward`` hold the kernels and are made to be read; ``tiles`` and
-``dropout`` what they share, ``masks`` how a mask reaches them, ``config`` how they are cut,
-``launch`` how they are called. On a CPU they run only when asked, in Triton's interpreter
-(``triton:interpret=true``): for correctness, thousands of times slower than anything.
+``forward`` and ``backward`` hold the kernels and are made to be read; ``specialized`` is the
+forward for sm_90 and later, ``tiles``, ``order`` and ``dropout`` what they share, ``masks``
+how a mask reaches them, ``config`` how they are cut, ``schedules`` which of it a problem may
+have, ``launch`` how they are called, ``tuning`` which configuration is the fastest. On a CPU
+they run only when asked, in Triton's interpreter (``triton:interpret=true``): for
+correctness, thousands of times slower than anything.
 
 Triton is imported when a problem is built: it takes a second that others need not wait.
 """
@@ -12,13 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from attnbench import Attention, Problem, Unsupported, make_inputs, register
 
+if TYPE_CHECKING:
+    from .launch import FusedAttention
+
 _LARGEST_DIM = 256
+_SCHEDULES = ("auto", "tiles", "persistent", "specialized")
 _CAPABILITY = (8, 0)  # Ampere: bfloat16, asynchronous copies
 
 
@@ -31,12 +37,25 @@ def _version() -> str | None:
 
 @register("triton")
 class Triton(Attention):
-    """Fused attention in Triton: online softmax, any mask, deterministic backward."""
+    """Fused attention in Triton: online softmax, any mask, deterministic backward.
+
+    Options:
+        interpret: run in Triton's interpreter; only on a CPU.
+        fp32: how float32 products are taken, ``ieee`` or ``tf32``.
+        schedule: of the forward: ``tiles`` (a program for each), ``persistent`` (programs that
+            walk over tiles), ``specialized`` (loads by a warp of their own, sm_90 and later), or
+            ``auto``. Strides that no descriptor can have are read by the best other schedule
+            where ``specialized`` was chosen, and few queries by a kernel of their own; what
+            runs is told by ``choices``.
+        tune: time the configurations in ``build()`` and take the fastest, which is remembered
+            in ``ATTNBENCH_TUNING_DIR`` or ``~/.cache/attnbench/tuning``. Otherwise, and in
+            the interpreter, where times mean nothing, the default ones run.
+    """
 
     features = Attention.features | {"alibi", "softcap", "dropout"}
     dtypes = ("float32", "bfloat16", "float16")
     devices = ("cuda", "cpu")
-    options = {"interpret": False, "fp32": "ieee"}
+    options = {"interpret": False, "fp32": "ieee", "schedule": "auto", "tune": True}
     simulators = {"interpret": "in Triton's interpreter"}
     version = _version()
     source = "Dao 2023, FlashAttention-2, arXiv 2307.08691; kernels written here"
@@ -45,6 +64,9 @@ class Triton(Attention):
         super().supports(problem, device)
         if self.options["fp32"] not in ("ieee", "tf32"):
             raise Unsupported(f"option fp32 is ieee or tf32, not {self.options['fp32']}")
+        if self.options["schedule"] not in _SCHEDULES:
+            allowed, found = ", ".join(_SCHEDULES), self.options["schedule"]
+            raise Unsupported(f"option schedule is one of {allowed}, not {found}")
         for name in ("head_dim", "head_dim_v"):
             if getattr(problem, name) > _LARGEST_DIM:
                 raise Unsupported(f"does {name} up to {_LARGEST_DIM}")
@@ -70,19 +92,23 @@ class Triton(Attention):
     def build(self, problem: Problem, device: torch.device) -> Callable[..., Any]:
         from .launch import FusedAttention
 
-        interpret = bool(self.options["interpret"])
-        attention = FusedAttention(problem, device, str(self.options["fp32"]), interpret)
+        interpret, schedule = bool(self.options["interpret"]), str(self.options["schedule"])
+        attention = FusedAttention(problem, device, str(self.options["fp32"]), interpret, schedule)
         if not interpret:
-            _compile(attention, problem, device)
+            self._prepare(attention)
         return attention
 
+    def _prepare(self, attention: FusedAttention) -> None:
+        """Choose and compile now what would otherwise be compiled while timed."""
+        from .tuning import tune
 
-def _compile(call: Callable[..., Any], problem: Problem, device: torch.device) -> None:
-    """Call it once, so that kernels are compiled now and not while timed."""
-    inputs = make_inputs(problem, seed=0, device=device)
-    wants_grad = problem.direction != "forward"
-    q, k, v = (x.requires_grad_(wants_grad) for x in inputs.qkv())
-    with torch.set_grad_enabled(wants_grad):
-        out = call(q, k, v)
-    if wants_grad:
-        torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)
+        problem = attention.problem
+        inputs = make_inputs(problem, seed=0, device=attention.device)
+        if self.options["tune"]:
+            tune(attention, inputs, schedule=str(self.options["schedule"]))
+        wants_grad = problem.direction != "forward"
+        q, k, v = (x.requires_grad_(wants_grad) for x in inputs.qkv())
+        with torch.set_grad_enabled(wants_grad):
+            out = attention(q, k, v)
+        if wants_grad:
+            torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)

@@ -80,6 +80,7 @@ def _attention_cases(feature: str, dtype: str, changes: Mapping[str, Any]) -> It
             "DIM_V": padded(told["HEAD_DIM_V"]),
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
+            "PERSISTENT": config.schedule == "persistent",
         }
         name = f"{kernel.fn.__name__.removesuffix('_kernel')}-{feature}-{dtype}"
         yield _case(name, kernel, dtype, constants, config, expects)

@@ -1,10 +1,14 @@
 """The forward: online softmax, one tile of queries against one block of keys after another.
 
-A program owns BLOCK_M query rows of one head. For each row it keeps the largest logit so
-far, the sum of ``exp2(logit − largest)`` and the output before normalisation, all in
-float32; when a block raises the maximum, what was summed before is scaled down. Blocks
-that are visible as a whole take a loop without masking, which is nearly all of them when
-sequences are long. Method: Dao 2023, arXiv 2307.08691, algorithm 1.
+A tile is BLOCK_M query rows of one head. For each row it keeps the largest logit so far, the
+sum of ``exp2(logit − largest)`` and the output before normalisation, all in float32; when a
+block raises the maximum, what was summed before is scaled down. Blocks that are visible as
+a whole take a loop without masking, which is nearly all of them when sequences are long.
+Method: Dao 2023, arXiv 2307.08691, algorithm 1.
+
+A program works on one tile, or, PERSISTENT, on one after another: then there are as many
+programs as the processors hold at once, and none waits for another to be launched. The order
+is that of ``order`` either way. ``specialized`` is the same method on a third schedule.
 
 Letters: B = batch, H = heads_q, G = heads_kv, M = query rows, N = keys, D = head_dim,
 E = head_dim_v; in kernels those of a tile.
@@ -16,6 +20,7 @@ import triton
 import triton.language as tl
 
 from .dropout import kept_by_dropout
+from .order import tile_at
 from .tiles import (
     interval_of,
     load_tile,
@@ -31,19 +36,54 @@ from .tiles import (
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m, out_d,
-    heads_q, group, seqlen_q, seqlen_k,
+    units, together, heads_q, group, seqlen_q, seqlen_k,
+    table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, HAS_LOW: tl.constexpr,
+    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+):  # fmt: skip
+    """Writes ``out`` and the log-sum-exp in base 2 (B, H, M), −inf where a row sees nothing.
+
+    Strides are in elements, by tensor and axis. ``group`` query heads share a key head;
+    ``units`` is the number of tiles of all heads, ``together`` as in ``order.tile_at``.
+    """
+    first = tl.program_id(0)
+    if PERSISTENT:
+        # Hoisted out of this loop, offsets within tiles would hold registers all through it.
+        for unit in tl.range(first, units, tl.num_programs(0), disable_licm=True):
+            attend_tile(
+                unit, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
+                q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m,
+                out_d, units, together, heads_q, group, seqlen_q, seqlen_k,
+                table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
+                HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, HAS_LOW,
+                SOFTCAP, ALIBI, DROPOUT, PRECISION,
+            )  # fmt: skip
+    else:
+        attend_tile(
+            first, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
+            q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m,
+            out_d, units, together, heads_q, group, seqlen_q, seqlen_k,
+            table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
+            HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, HAS_LOW,
+            SOFTCAP, ALIBI, DROPOUT, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def attend_tile(
+    unit, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
+    q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m, out_d,
+    units, together, heads_q, group, seqlen_q, seqlen_k,
     table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, HAS_LOW: tl.constexpr,
     SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Writes ``out`` and the log-sum-exp in base 2 (B, H, M), −inf where a row sees nothing.
-
-    Strides are in elements, by tensor and axis. ``group`` query heads share a key head.
-    """
+    """One unit of work: the tile and head that ``order.tile_at`` gives it."""
     tiles = tl.cdiv(seqlen_q, BLOCK_M)
-    tile = tiles - 1 - tl.program_id(0) % tiles  # the last rows of a causal mask see most
-    head = tl.program_id(0) // tiles
+    tile, head = tile_at(unit, tiles, units // tiles, together)
     b = (head // heads_q).to(tl.int64)
     h = head % heads_q
     g = h // group
@@ -97,15 +137,11 @@ def forward_kernel(
         shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
         BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
     )  # fmt: skip
-
-    # A row that sees nothing has the sum 0; its output is zero, its LSE −inf + −inf = −inf.
-    norm_M = tl.where(sum_M == 0.0, 1.0, sum_M)
-    if DROPOUT:
-        norm_M = norm_M * (1.0 - dropout_p)
-    acc_ME = acc_ME / norm_M[:, None]
-    tl.store(lse_ptr + head.to(tl.int64) * seqlen_q + m, top_M + tl.log2(sum_M), mask=m < seqlen_q)
     out_base = out_ptr + b * out_b + h.to(tl.int64) * out_h
-    store_tile(out_base, acc_ME, start, seqlen_q, out_m, out_d, BLOCK_M, HEAD_DIM_V, DIM_V)
+    finish_tile(
+        top_M, sum_M, acc_ME, out_base, lse_ptr + head.to(tl.int64) * seqlen_q, start, seqlen_q,
+        out_m, out_d, dropout_p, BLOCK_M, HEAD_DIM_V, DIM_V, DROPOUT,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -140,14 +176,7 @@ def visit(
                 visible_MN = visible_in(low_M[:, None], high_M[:, None], n[None, :])
             logits_MN = tl.where(visible_MN, logits_MN, float("-inf"))
 
-        new_M = tl.maximum(top_M, tl.max(logits_MN, 1))
-        from_M = new_M
-        if PARTIAL:  # a row that has seen nothing yet: −inf − −inf would be NaN
-            from_M = tl.where(new_M == float("-inf"), 0.0, new_M)
-        weights_MN = tl.exp2(logits_MN - from_M[:, None])
-        keep_M = tl.exp2(top_M - from_M)
-        top_M = new_M
-        sum_M = sum_M * keep_M + tl.sum(weights_MN, 1)
+        weights_MN, keep_M, top_M, sum_M = weigh(logits_MN, top_M, sum_M, PARTIAL)
         if DROPOUT:
             kept_MN = kept_by_dropout(
                 seed, head.to(tl.int64), m[:, None], n[None, :], seqlen_q, seqlen_k, dropout_p
@@ -158,3 +187,38 @@ def visit(
             weights_MN.to(v_NE.dtype), v_NE, acc_ME * keep_M[:, None], input_precision=PRECISION
         )
     return top_M, sum_M, acc_ME
+
+
+@triton.jit
+def weigh(logits_MN, top_M, sum_M, PARTIAL: tl.constexpr):
+    """The online softmax of one more block: weights not yet normalised, and what changes.
+
+    Returns:
+        weights_MN; ``keep_M``, the factor that what was summed before is scaled by; the new
+        ``top_M`` and ``sum_M``.
+    """
+    new_M = tl.maximum(top_M, tl.max(logits_MN, 1))
+    from_M = new_M
+    if PARTIAL:  # a row that has seen nothing yet: −inf − −inf would be NaN
+        from_M = tl.where(new_M == float("-inf"), 0.0, new_M)
+    weights_MN = tl.exp2(logits_MN - from_M[:, None])
+    keep_M = tl.exp2(top_M - from_M)
+    return weights_MN, keep_M, new_M, sum_M * keep_M + tl.sum(weights_MN, 1)
+
+
+@triton.jit
+def finish_tile(
+    top_M, sum_M, acc_ME, out_base, lse_base, start, seqlen_q, out_m, out_d, dropout_p,
+    BLOCK_M: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM_V: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """Normalise a tile of one head and write it, and its log-sum-exp."""
+    # A row that sees nothing has the sum 0; its output is zero, its LSE −inf + −inf = −inf.
+    norm_M = tl.where(sum_M == 0.0, 1.0, sum_M)
+    if DROPOUT:
+        norm_M = norm_M * (1.0 - dropout_p)
+    m = start + tl.arange(0, BLOCK_M)
+    tl.store(lse_base + m, top_M + tl.log2(sum_M), mask=m < seqlen_q)
+    store_tile(
+        out_base, acc_ME / norm_M[:, None], start, seqlen_q, out_m, out_d,
+        BLOCK_M, HEAD_DIM_V, DIM_V,
+    )  # fmt: skip

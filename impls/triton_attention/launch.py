@@ -6,7 +6,9 @@ E = head_dim_v.
 
 from __future__ import annotations
 
-import functools
+import contextvars
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,12 +18,14 @@ from torch.autograd.function import once_differentiable
 from attnbench import Problem, alibi_slopes
 
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
-from .config import Config, configs, decode_config, padded, shares_of
+from .config import Config, Kernel, configs, decode_config, padded, shares_of
 from .decode import decode_kernel, merge_kernel
 from .dropout import keep_kernel
 from .forward import forward_kernel
 from .interpret import launch_interpreted
-from .masks import Walk, walk_of
+from .masks import Side, Walk, walk_of
+from .schedules import Machine, heads_together, offered, takes_descriptors
+from .specialized import specialized_kernel
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -34,25 +38,43 @@ class FusedAttention:
         device: where.
         precision: of float32 products, ``ieee`` or ``tf32``.
         interpret: run the kernels in Triton's interpreter.
+        schedule: of the forward, one of ``config.SCHEDULES``; ``auto`` is the default one until
+            ``use`` says another. A problem that ``decode`` takes has no tiles to schedule.
+
+    Attributes:
+        strided: configuration of the forward where strides are such that no descriptor can
+            have them, so that the specialised kernel cannot read the tensors of this call.
+
+    Raises:
+        Unsupported: the schedule cannot do the problem, or is none of this device's.
     """
 
     def __init__(
-        self, problem: Problem, device: torch.device, precision: str, interpret: bool
+        self,
+        problem: Problem,
+        device: torch.device,
+        precision: str,
+        interpret: bool,
+        schedule: str = "auto",
     ) -> None:
         self.problem = problem
         self.interpret = interpret
         p = problem
         dim = max(p.head_dim, p.head_dim_v)
         self.configs = configs(dim, p.element_bytes, interpreted=interpret)
-        self.walk = walk_of(p, "queries", self.configs.forward, device)
+        self.strided = self.configs.forward
         self.device = device
+        self.machine = Machine.of(device)
+        self.origins: dict[Kernel, str] = {}  # of configurations that are not the default
+        self._walks: dict[tuple[Side, int, int], Walk] = {}
+        self._resident: dict[Config, int] = {}
         self.decode: Config | None = None  # how keys are split, where queries are few
         if p.dropout_p == 0 and self.walk.form != "blocks":
             group = p.heads_q // p.heads_kv
             self.decode = decode_config(p.seqlen_q, group, dim, p.element_bytes)
         if self.decode is not None:
             heads, block_n = p.batch * p.heads_kv, self.decode.block_n
-            self.shares = shares_of(p.seqlen_k, block_n, heads, _processors(device))
+            self.shares = shares_of(p.seqlen_k, block_n, heads, self.machine.processors)
         self.slopes_H = torch.tensor(alibi_slopes(p.heads_q), device=device) if p.alibi else None
         self.seed: torch.Tensor | None = None  # of the last call's dropout
         self.constants = {
@@ -73,6 +95,9 @@ class FusedAttention:
             "DROPOUT": p.dropout_p > 0,
             "PRECISION": precision,
         }
+        self.together = heads_together(p, self.machine.l2_bytes)
+        if schedule != "auto":
+            self.use("forward", self.offered("forward", schedule)[0], "as asked")
 
     def __call__(
         self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
@@ -80,11 +105,56 @@ class FusedAttention:
         out_BHME: torch.Tensor = _Attend.apply(q_BHMD, k_BGND, v_BGNE, self)  # type: ignore[no-untyped-call]
         return out_BHME
 
-    @functools.cached_property
+    @property
+    def walk(self) -> Walk:
+        """That of the forward. One that depends on the tiles has none but two-loop schedules."""
+        return self._walk("queries", self.configs.forward)
+
+    @property
     def backward_walks(self) -> tuple[Walk, Walk]:
         """Those of dK/dV and of dQ; made by the first backward, which ``build()`` calls."""
-        keys = walk_of(self.problem, "keys", self.configs.dkdv, self.device)
-        return keys, walk_of(self.problem, "queries", self.configs.dq, self.device)
+        return self._walk("keys", self.configs.dkdv), self._walk("queries", self.configs.dq)
+
+    def _walk(self, own: Side, config: Config) -> Walk:
+        key = (own, config.block_m, config.block_n)
+        if key not in self._walks:
+            self._walks[key] = walk_of(self.problem, own, config, self.device)
+        return self._walks[key]
+
+    # ---- which configuration -------------------------------------------------------------
+
+    def offered(self, kernel: Kernel, schedule: str = "auto") -> tuple[Config, ...]:
+        """The configurations that a kernel of this problem may run in, the default first.
+
+        Raises:
+            Unsupported: there is none of this schedule.
+        """
+        return offered(self.problem, kernel, schedule, self.machine.target, self.walk.form)
+
+    def use(self, kernel: Kernel, config: Config, origin: str) -> None:
+        """Run a kernel in another configuration from now on; ``origin`` says who chose it."""
+        self.configs = dataclasses.replace(self.configs, **{kernel: config})
+        self.origins[kernel] = origin
+        if kernel == "forward" and config.schedule != "specialized":
+            self.strided = config
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """What each kernel runs in, and who chose it."""
+        if self.decode is not None:
+            told = {"forward": f"{self.decode} of {self.shares} shares of the keys (default)"}
+        else:
+            told = {"forward": self._told("forward")}
+            if self.configs.forward.schedule == "specialized":
+                told["forward, strides that no descriptor can have"] = str(self.strided)
+        if self.problem.direction != "forward":
+            told |= {"dkdv": self._told("dkdv"), "dq": self._told("dq")}
+        return told
+
+    def _told(self, kernel: Kernel) -> str:
+        return f"{getattr(self.configs, kernel)} ({self.origins.get(kernel, 'default')})"
+
+    # ---- calls ---------------------------------------------------------------------------
 
     def keep_mask(self) -> torch.Tensor | None:
         """Which weights the last call's dropout kept: bool ``(B, H, M, N)``."""
@@ -111,19 +181,28 @@ class FusedAttention:
         The LSE is that of the logits times log2(e), and −inf where a row sees nothing.
         """
         p, config = self.problem, self.configs.forward
+        if config.schedule == "specialized" and not takes_descriptors(q_BHMD, k_BGND, v_BGNE):
+            config = self.strided
         if self.decode is not None:
             return self._forward_split(self.decode, q_BHMD, k_BGND, v_BGNE)
         out_BHME = q_BHMD.new_empty((p.batch, p.heads_q, p.seqlen_q, p.head_dim_v))
         lse_BHM = q_BHMD.new_empty((p.batch, p.heads_q, p.seqlen_q), dtype=torch.float32)
         if p.dropout_p > 0:
             self.seed = torch.randint(2**62, (1,), device=q_BHMD.device)
-        self._launch(
-            forward_kernel, triton.cdiv(p.seqlen_q, config.block_m) * p.batch * p.heads_q, config,
+        units = triton.cdiv(p.seqlen_q, config.block_m) * p.batch * p.heads_q
+        arguments = {
             **_with_strides(q=q_BHMD, out=out_BHME), **_with_strides("n", k=k_BGND, v=v_BGNE),
-            lse_ptr=lse_BHM, seed_ptr=self.seed,
-            **self.constants, **self.walk.arguments(),
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-        )  # fmt: skip
+            "lse_ptr": lse_BHM, "seed_ptr": self.seed,
+            **self.constants, **self.walk.arguments(), "units": units, "together": self.together,
+            "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+        }  # fmt: skip
+        if config.schedule == "specialized":
+            self._launch(specialized_kernel, units, config, **arguments)
+        elif config.schedule == "persistent":
+            programs = min(units, self._programs_at_once(config, arguments))
+            self._launch(forward_kernel, programs, config, PERSISTENT=True, **arguments)
+        else:
+            self._launch(forward_kernel, units, config, PERSISTENT=False, **arguments)
         return out_BHME, lse_BHM
 
     def _forward_split(
@@ -192,11 +271,50 @@ class FusedAttention:
         )  # fmt: skip
         return dq_BHMD, dk_BGND, dv_BGNE
 
+    def _programs_at_once(self, config: Config, arguments: Mapping[str, Any]) -> int:
+        """As many persistent programs as the processors hold; compiles to know what one takes."""
+        if config not in self._resident:
+            if self.interpret:
+                self._resident[config] = 1
+            else:
+                compiled = forward_kernel.warmup(
+                    **arguments, PERSISTENT=True, grid=(1,),
+                    num_warps=config.num_warps, num_stages=config.num_stages,
+                )  # fmt: skip
+                self._resident[config] = self.machine.resident(compiled)
+        return self.machine.processors * self._resident[config]
+
     def _launch(self, kernel: Any, programs: int, config: Config, **arguments: Any) -> None:
         if self.interpret:
             launch_interpreted(kernel, (programs,), arguments)
             return
-        kernel[(programs,)](**arguments, num_warps=config.num_warps, num_stages=config.num_stages)
+
+        def launch() -> None:
+            kernel[(programs,)](
+                **arguments, num_warps=config.num_warps, num_stages=config.num_stages
+            )
+
+        if config.schedule == "specialized":
+            _with_room_for_descriptors(launch, self.device)
+        else:
+            launch()
+
+
+def _with_room_for_descriptors(launch: Callable[[], None], device: torch.device) -> None:
+    """Launch with memory for the descriptors that programs make.
+
+    Triton asks an allocator for it that is the context's: set in a copy of the context, it
+    leaves a user's own where it is.
+    """
+
+    def allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.int8, device=device)  # aligned to 512 bytes
+
+    def run() -> None:
+        triton.set_allocator(allocate)
+        launch()
+
+    contextvars.copy_context().run(run)
 
 
 class _Attend(torch.autograd.Function):
@@ -222,13 +340,6 @@ class _Attend(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         *inputs, out_BHME, lse_BHM = ctx.saved_tensors
         return (*ctx.attention.backward(inputs, out_BHME, lse_BHM, ctx.seed, grad_BHME), None)
-
-
-def _processors(device: torch.device) -> int:
-    """Streaming multiprocessors; for the interpreter a few, so that small problems are split."""
-    if device.type == "cpu":
-        return 8
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _with_strides(row: str = "m", **tensors: torch.Tensor) -> dict[str, Any]:

@@ -170,6 +170,17 @@ def test_every_view_every_status_and_every_reason_is_on_the_page(quick):
         assert text in words
 
 
+def test_what_an_implementation_chose_is_told_of_its_point(tmp_path):
+    plain, tuned = record("naive", PROBLEM), record("triton", PROBLEM)
+    choices = {"forward": "128x64 w8 s3 tiles (tuned)", "split": 4}
+    named = tuned.implementation.model_copy(update={"choices": choices})
+    html = render_page(tmp_path, [plain, tuned.model_copy(update={"implementation": named})])
+    (scope,) = data_of(html)["scopes"]
+    assert set(scope["rows"]["choices"]) == {
+        None, "forward: 128x64 w8 s3 tiles (tuned); split: 4",
+    }  # fmt: skip
+
+
 def test_a_verdict_names_the_fastest_and_a_tie_names_all(tmp_path):
     backward = PROBLEM.replace(direction="backward")
     records = [

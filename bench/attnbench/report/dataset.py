@@ -127,6 +127,8 @@ def _row(
         row["errors"] = {name: _errors(a, said) for name, a in record.accuracy.items()}
     texts = figures(point)
     row |= {f"{name}_text": texts.get(name) for name in _TEXTS}
+    chosen = record.implementation.choices
+    row["choices"] = "; ".join(f"{name}: {value}" for name, value in chosen.items()) or None
     return row | {"reason": record.reason, "command": record.command, "id": record.id}
 
 

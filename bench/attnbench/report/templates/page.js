@@ -382,6 +382,7 @@
       tell("verdict", scope.verdicts[figures[1]]);
     } else tell("error", row.error_text);
     tell("reason", row.reason);
+    tell("chosen", row.choices);
     tip.replaceChildren(make("b", data.looks[row.impl].name), list);
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
@@ -417,16 +418,18 @@
   };
   COLUMNS.all = [
     ...COLUMNS.latency, ["host time", "host_time_text"], ["timed by", "how_text"],
-    ...COLUMNS.rate, ["distance from the answer", "distance_text"], ["speed-up", "speedup_text", (r) => r.rate?.[0]],
+    ...COLUMNS.rate, ["distance from the answer", "distance_text"],
+    ["speed-up", "speedup_text", (r) => r.rate?.[0]],
     ["share of roofline", "roofline_text", (r) => r.roofline_text && parseFloat(r.roofline_text)],
     ["energy of a call", "energy_text"],
-    ...COLUMNS.memory, ["worst error", "error_text"], ["reason", "reason"],
+    ...COLUMNS.memory, ["worst error", "error_text"], ["reason", "reason"], ["chosen", "choices"],
     ["command", (r) => data.scopes[state.scope].command + r.command],
     ["id", "id"],
   ];
-  const WIDE = new Set(["reason", "command", "memory note", "timed by"]);
+  const WIDE = new Set(["reason", "chosen", "command", "memory note", "timed by"]);
   // Left out where nobody has them.
-  const RARE = new Set(["distance from the answer", "host time", "timed by", "share of roofline", "energy of a call"]);
+  const RARE = new Set(["distance from the answer", "host time", "timed by", "chosen",
+    "share of roofline", "energy of a call"]);
 
   function errorsText(row, measure) {
     const at = MEASURES[measure];
