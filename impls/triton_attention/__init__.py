@@ -2,7 +2,7 @@
 
 ``forward`` and ``backward`` hold the kernels and are made to be read; ``tiles`` and
 ``dropout`` what they share, ``masks`` how a mask reaches them, ``config`` how they are cut,
-``launch`` how they are called. On a CPU they run only when asked, in Triton's interpreter
+``launch`` how they are called, ``operator`` how torch sees that. On a CPU they run only when asked, in Triton's interpreter
 (``triton:interpret=true``): for correctness, thousands of times slower than anything.
 
 Triton is imported when a problem is built: it takes a second that others need not wait.
@@ -67,10 +67,12 @@ class Triton(Attention):
             raise Unsupported("the interpreter has no tf32; leave option fp32 out")
 
     def build(self, problem: Problem, device: torch.device) -> Callable[..., Any]:
-        from .launch import FusedAttention
+        from .operator import TorchAttention
 
         interpret = bool(self.options["interpret"])
-        attention = FusedAttention(problem, device, str(self.options["fp32"]), interpret)
+        attention = TorchAttention(
+            problem, device, precision=str(self.options["fp32"]), interpret=interpret
+        )
         if not interpret:
             _compile(attention, problem, device)
         return attention

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import triton
-from torch.autograd.function import once_differentiable
 
 from attnbench import Problem, alibi_slopes
 
@@ -22,16 +21,17 @@ from .dropout import keep_kernel
 from .forward import forward_kernel
 from .interpret import launch_interpreted
 from .masks import Walk, walk_of
+from .outputs import check_inputs, dense_like, new_results
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class FusedAttention:
-    """A callable ``(q, k, v) → out`` that autograd can differentiate.
+    """The forward and the backward of one problem; ``operator`` binds them to torch.
 
     Args:
         problem: what to solve.
-        device: where.
+        device: where, with its index.
         precision: of float32 products, ``ieee`` or ``tf32``.
         interpret: run the kernels in Triton's interpreter.
     """
@@ -74,12 +74,6 @@ class FusedAttention:
             "PRECISION": precision,
         }
 
-    def __call__(
-        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
-    ) -> torch.Tensor:
-        out_BHME: torch.Tensor = _Attend.apply(q_BHMD, k_BGND, v_BGNE, self)  # type: ignore[no-untyped-call]
-        return out_BHME
-
     @functools.cached_property
     def backward_walks(self) -> tuple[Walk, Walk]:
         """Those of dK/dV and of dQ; made by the first backward, which ``build()`` calls."""
@@ -109,12 +103,15 @@ class FusedAttention:
         """The output, and the log-sum-exp in base 2: float32 ``(B, H, M)``.
 
         The LSE is that of the logits times log2(e), and −inf where a row sees nothing.
+
+        Raises:
+            UserError: a tensor is not of the problem's shape and dtype, or elsewhere.
         """
         p, config = self.problem, self.configs.forward
+        check_inputs(p, self.device, q_BHMD, k_BGND, v_BGNE)
         if self.decode is not None:
             return self._forward_split(self.decode, q_BHMD, k_BGND, v_BGNE)
-        out_BHME = q_BHMD.new_empty((p.batch, p.heads_q, p.seqlen_q, p.head_dim_v))
-        lse_BHM = q_BHMD.new_empty((p.batch, p.heads_q, p.seqlen_q), dtype=torch.float32)
+        out_BHME, lse_BHM = new_results(p, q_BHMD)
         if p.dropout_p > 0:
             self.seed = torch.randint(2**62, (1,), device=q_BHMD.device)
         self._launch(
@@ -142,11 +139,11 @@ class FusedAttention:
             shares=shares, **self.constants, **self.walk.arguments(),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         )  # fmt: skip
-        out_BHME = q_BHMD.new_empty((*rows_BHM, p.head_dim_v))
-        lse_BHM = q_BHMD.new_empty(rows_BHM, dtype=torch.float32)
+        out_BHME, lse_BHM = new_results(p, q_BHMD)
         self._launch(
             merge_kernel, lse_BHM.numel(), Config(1, 0, 8, 1),
-            parts_ptr=parts_SBHME, part_lse_ptr=part_lse_SBHM, out_ptr=out_BHME, lse_ptr=lse_BHM,
+            parts_ptr=parts_SBHME, part_lse_ptr=part_lse_SBHM, lse_ptr=lse_BHM,
+            **_with_strides(out=out_BHME), heads_q=p.heads_q, seqlen_q=p.seqlen_q,
             rows=lse_BHM.numel(), shares=shares, HEAD_DIM_V=p.head_dim_v,
             DIM_V=padded(p.head_dim_v), SHARES=triton.next_power_of_2(shares),
         )  # fmt: skip
@@ -164,7 +161,7 @@ class FusedAttention:
         p = self.problem
         keys, queries = self.backward_walks
         q_BHMD, k_BGND, v_BGNE = inputs
-        dq_BHMD, dk_BGND, dv_BGNE = (torch.empty_like(x) for x in inputs)
+        dq_BHMD, dk_BGND, dv_BGNE = (dense_like(x, x.shape[3]) for x in inputs)
         delta_BHM = torch.empty_like(lse_BHM)
         config = Config(self.configs.dq.block_m, 0, 4, 1)
         self._launch(
@@ -196,32 +193,11 @@ class FusedAttention:
         if self.interpret:
             launch_interpreted(kernel, (programs,), arguments)
             return
-        kernel[(programs,)](**arguments, num_warps=config.num_warps, num_stages=config.num_stages)
-
-
-class _Attend(torch.autograd.Function):
-    """Binds a :class:`FusedAttention` to autograd."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q_BHMD: torch.Tensor,
-        k_BGND: torch.Tensor,
-        v_BGNE: torch.Tensor,
-        attention: FusedAttention,
-    ) -> torch.Tensor:
-        out_BHME, lse_BHM = attention.forward(q_BHMD, k_BGND, v_BGNE)
-        ctx.save_for_backward(q_BHMD, k_BGND, v_BGNE, out_BHME, lse_BHM)
-        ctx.attention, ctx.seed = attention, attention.seed
-        return out_BHME
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_BHME: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
-        *inputs, out_BHME, lse_BHM = ctx.saved_tensors
-        return (*ctx.attention.backward(inputs, out_BHME, lse_BHM, ctx.seed, grad_BHME), None)
+        # Triton launches on the current device, on its current stream.
+        with torch.cuda.device(self.device):
+            kernel[(programs,)](
+                **arguments, num_warps=config.num_warps, num_stages=config.num_stages
+            )
 
 
 def _processors(device: torch.device) -> int:
