@@ -21,6 +21,8 @@ from attnbench import Attention, Problem, Unsupported, make_inputs, register
 
 _LARGEST_DIM = 256
 _CAPABILITY = (8, 0)  # Ampere: bfloat16, asynchronous copies
+_CAPABILITY_FP8 = (8, 9)  # Ada: tensor cores for 8-bit floats
+_FP8 = "float8_e4m3fn"
 
 
 def _version() -> str | None:
@@ -35,7 +37,7 @@ class Triton(Attention):
     """Fused attention in Triton: online softmax, any mask, deterministic backward."""
 
     features = Attention.features | {"alibi", "softcap", "dropout"}
-    dtypes = ("float32", "bfloat16", "float16")
+    dtypes = ("float32", "bfloat16", "float16", _FP8)
     devices = ("cuda", "cpu")
     options = {"interpret": False, "fp32": "ieee"}
     version = _version()
@@ -48,15 +50,14 @@ class Triton(Attention):
         for name in ("head_dim", "head_dim_v"):
             if getattr(problem, name) > _LARGEST_DIM:
                 raise Unsupported(f"does {name} up to {_LARGEST_DIM}")
+        if problem.dtype == _FP8 and problem.direction != "forward":
+            raise Unsupported(f"{_FP8}: forward only, as 8 bits hold no gradients; take bfloat16")
         if device.type == "cpu":
             self._supports_cpu()
         elif self.options["interpret"]:
             raise Unsupported("option interpret is for a CPU; this device runs the kernels")
-        elif torch.version.hip is None:
-            capability = torch.cuda.get_device_capability(device)
-            if capability < _CAPABILITY:
-                found = ".".join(map(str, capability))
-                raise Unsupported(f"needs compute capability 8.0 or later, this is {found}")
+        else:
+            _supports_gpu(problem, device)
 
     def _supports_cpu(self) -> None:
         if not self.options["interpret"]:
@@ -77,6 +78,20 @@ class Triton(Attention):
         if not interpret:
             _compile(attention, problem, device)
         return attention
+
+
+def _supports_gpu(problem: Problem, device: torch.device) -> None:
+    is_fp8 = problem.dtype == _FP8
+    if torch.version.hip is not None:
+        if is_fp8:
+            raise Unsupported(f"does {_FP8} on NVIDIA only: gfx942's 8-bit floats are e4m3fnuz")
+        return
+    capability = torch.cuda.get_device_capability(device)
+    needed = _CAPABILITY_FP8 if is_fp8 else _CAPABILITY
+    if capability < needed:
+        found, least = (".".join(map(str, c)) for c in (capability, needed))
+        what = f"{_FP8} " if is_fp8 else ""
+        raise Unsupported(f"{what}needs compute capability {least} or later, this is {found}")
 
 
 def _compile(call: Callable[..., Any], problem: Problem, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import triton
 
-from attnbench import Problem, alibi_slopes
+from attnbench import Problem, Unsupported, alibi_slopes
 
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
 from .config import Config, configs, decode_config, padded, shares_of
@@ -66,7 +66,7 @@ class FusedAttention:
             "dropout_p": p.dropout_p,
             "HEAD_DIM": p.head_dim,
             "HEAD_DIM_V": p.head_dim_v,
-            "DIM": padded(p.head_dim),
+            "DIM": padded(p.head_dim, p.element_bytes),
             "DIM_V": padded(p.head_dim_v),
             "SOFTCAP": p.softcap is not None,
             "ALIBI": p.alibi,
@@ -157,8 +157,14 @@ class FusedAttention:
         seed: torch.Tensor | None,
         grad_BHME: torch.Tensor,
     ) -> Gradients:
-        """dq, dk, dv for what ``forward`` returned, and the seed it drew."""
+        """dq, dk, dv for what ``forward`` returned, and the seed it drew.
+
+        Raises:
+            Unsupported: the tensors are of 8 bits.
+        """
         p = self.problem
+        if p.element_bytes == 1:
+            raise Unsupported(f"{p.dtype}: forward only, as 8 bits hold no gradients")
         keys, queries = self.backward_walks
         q_BHMD, k_BGND, v_BGNE = inputs
         dq_BHMD, dk_BGND, dv_BGNE = (dense_like(x, x.shape[3]) for x in inputs)
