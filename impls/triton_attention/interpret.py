@@ -7,7 +7,7 @@ private names (Triton 3.6 and 3.7); a version that renames them fails at the fir
 
 Faults of the interpreter are mended meanwhile, because numpy has no bfloat16 and no 8-bit
 floats: products of bfloat16 tiles are taken of their bits, rounding to bfloat16 is
-truncation, and conversion to and from e4m3 loses NaN, subnormal numbers and ties.
+truncation, and a conversion to or from e4m3 loses NaN and does not round to nearest.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def _convert_of(cast: Callable[..., Any]) -> Callable[..., Any]:
 
     def create_fp_to_fp(source: Any, to: Any, rounding: Any) -> Any:
         known = (tl.float8e4nv, tl.bfloat16, tl.float16, tl.float32)
-        assert source.dtype.scalar in known and to.scalar in known
+        assert source.dtype.scalar in known
+        assert to.scalar in known
         wide = cast(source, tl.float32)
         if to.scalar != tl.float8e4nv:
             return cast(wide, to)
