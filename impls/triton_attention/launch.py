@@ -105,7 +105,7 @@ class FusedAttention:
         The LSE is that of the logits times log2(e), and −inf where a row sees nothing.
 
         Raises:
-            UserError: a tensor is not of the problem's shape and dtype, or elsewhere.
+            ValueError: a tensor is not of the problem's shape and dtype, or elsewhere.
         """
         p, config = self.problem, self.configs.forward
         check_inputs(p, self.device, q_BHMD, k_BGND, v_BGNE)

@@ -67,7 +67,7 @@ class TorchAttention(FusedAttention):
         """Attend; autograd can differentiate it once.
 
         Raises:
-            UserError: a tensor is not of the problem's shape and dtype, or elsewhere.
+            ValueError: a tensor is not of the problem's shape and dtype, or elsewhere.
         """
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             out_BHME, _, seed = forward(q_BHMD, k_BGND, v_BGNE, self.key)

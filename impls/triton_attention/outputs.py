@@ -14,7 +14,6 @@ from __future__ import annotations
 import torch
 
 from attnbench import Problem
-from attnbench.errors import UserError
 
 
 def check_inputs(
@@ -27,7 +26,7 @@ def check_inputs(
     """The kernels take sizes from the problem: other tensors would be read past their ends.
 
     Raises:
-        UserError: a tensor is not of the problem's shape and dtype, or not on the device.
+        ValueError: a tensor is not of the problem's shape and dtype, or not on the device.
     """
     p = problem
     dtype = p.torch_dtype
@@ -37,7 +36,7 @@ def check_inputs(
         ("v", v_BGNE, (p.batch, p.heads_kv, p.seqlen_k, p.head_dim_v)),
     ):
         if x.shape != shape or x.dtype != dtype or x.device != device:
-            raise UserError(
+            raise ValueError(
                 f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}; "
                 f"this attention was built for {dtype} {shape} on {device}"
             )

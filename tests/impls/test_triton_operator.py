@@ -19,7 +19,6 @@ from torch.testing._internal.optests.generate_tests import OpCheckError
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnbench import Inputs, Problem, make_inputs, registry
-from attnbench.errors import UserError
 from attnbench.verify import explain, judge, make_yardstick, passed
 
 SMALL: dict[str, Any] = {
@@ -339,7 +338,7 @@ def test_a_copy_of_the_plugin_has_operators_of_its_own(tmp_path: Path) -> None:
 def test_tensors_of_another_problem_are_refused(changes: dict[str, Any], reason: str) -> None:
     """Kernels take sizes from the problem, and would read past the end."""
     attend, qkv = built(CAUSAL), make_inputs(CAUSAL.replace(**changes), seed=1).qkv()
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(ValueError, match=reason):
         attend(*qkv)
     with pytest.raises(Exception, match=reason):
         torch.compile(attend, fullgraph=True, backend="eager")(*qkv)
@@ -347,7 +346,7 @@ def test_tensors_of_another_problem_are_refused(changes: dict[str, Any], reason:
 
 def test_tensors_elsewhere_are_refused() -> None:
     attend, qkv = built(CAUSAL), make_inputs(CAUSAL, seed=1).qkv()
-    with pytest.raises(UserError, match=r"on meta; this attention was built for .* on cpu"):
+    with pytest.raises(ValueError, match=r"on meta; this attention was built for .* on cpu"):
         attend(*(x.to("meta") for x in qkv))
 
 
