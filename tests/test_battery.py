@@ -477,7 +477,7 @@ def test_the_cases_cover_what_a_problem_can_ask_for() -> None:
     assert {1, 2, 7, 61} <= lengths
     assert all({b - 1, b, b + 1} <= lengths for b in (16, 32, 64, 128))
     assert {p.mask.kind for p in problems} == set(MASKS)
-    assert {p.dtype for p in problems} == {"float32", "bfloat16", "float16"}
+    assert {p.dtype for p in problems} == {"float32", "bfloat16", "float16", "float8_e4m3fn"}
     assert {p.inputs for p in problems} == {"normal", "large", "peaky", "correlated"}
     assert {p.direction for p in problems} == {"forward", "both", "backward"}
     assert {min(p.head_dim for p in problems), max(p.head_dim for p in problems)} == {32, 256}

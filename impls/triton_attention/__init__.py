@@ -3,9 +3,9 @@
 ``forward`` and ``backward`` hold the kernels and are made to be read; ``specialized`` is the
 forward for sm_90 and later, ``tiles``, ``order`` and ``dropout`` what they share, ``masks``
 how a mask reaches them, ``config`` how they are cut, ``schedules`` which of it a problem may
-have, ``launch`` how they are called, ``tuning`` which configuration is the fastest. On a CPU
-they run only when asked, in Triton's interpreter (``triton:interpret=true``): for
-correctness, thousands of times slower than anything.
+have, ``launch`` how they are called, ``operator`` how torch sees it, ``tuning`` which
+configuration is the fastest. On a CPU they run only when asked, in Triton's interpreter
+(``triton:interpret=true``): for correctness, thousands of times slower than anything.
 
 Triton is imported when a problem is built: it takes a second that others need not wait.
 """
@@ -21,11 +21,13 @@ import torch
 from attnbench import Attention, Problem, Unsupported, make_inputs, register
 
 if TYPE_CHECKING:
-    from .launch import FusedAttention
+    from .operator import TorchAttention
 
 _LARGEST_DIM = 256
 _SCHEDULES = ("auto", "tiles", "persistent", "specialized")
 _CAPABILITY = (8, 0)  # Ampere: bfloat16, asynchronous copies
+_CAPABILITY_FP8 = (8, 9)  # Ada: tensor cores for 8-bit floats
+_FP8 = "float8_e4m3fn"
 
 
 def _version() -> str | None:
@@ -53,7 +55,7 @@ class Triton(Attention):
     """
 
     features = Attention.features | {"alibi", "softcap", "dropout"}
-    dtypes = ("float32", "bfloat16", "float16")
+    dtypes = ("float32", "bfloat16", "float16", _FP8)
     devices = ("cuda", "cpu")
     options = {"interpret": False, "fp32": "ieee", "schedule": "auto", "tune": True}
     simulators = {"interpret": "in Triton's interpreter"}
@@ -70,15 +72,14 @@ class Triton(Attention):
         for name in ("head_dim", "head_dim_v"):
             if getattr(problem, name) > _LARGEST_DIM:
                 raise Unsupported(f"does {name} up to {_LARGEST_DIM}")
+        if problem.dtype == _FP8 and problem.direction != "forward":
+            raise Unsupported(f"{_FP8}: forward only, as 8 bits hold no gradients; take bfloat16")
         if device.type == "cpu":
             self._supports_cpu()
         elif self.options["interpret"]:
             raise Unsupported("option interpret is for a CPU; this device runs the kernels")
-        elif torch.version.hip is None:
-            capability = torch.cuda.get_device_capability(device)
-            if capability < _CAPABILITY:
-                found = ".".join(map(str, capability))
-                raise Unsupported(f"needs compute capability 8.0 or later, this is {found}")
+        else:
+            _supports_gpu(problem, device)
 
     def _supports_cpu(self) -> None:
         if not self.options["interpret"]:
@@ -90,15 +91,21 @@ class Triton(Attention):
             raise Unsupported("the interpreter has no tf32; leave option fp32 out")
 
     def build(self, problem: Problem, device: torch.device) -> Callable[..., Any]:
-        from .launch import FusedAttention
+        from .operator import TorchAttention
 
-        interpret, schedule = bool(self.options["interpret"]), str(self.options["schedule"])
-        attention = FusedAttention(problem, device, str(self.options["fp32"]), interpret, schedule)
+        interpret = bool(self.options["interpret"])
+        attention = TorchAttention(
+            problem,
+            device,
+            precision=str(self.options["fp32"]),
+            interpret=interpret,
+            schedule=str(self.options["schedule"]),
+        )
         if not interpret:
             self._prepare(attention)
         return attention
 
-    def _prepare(self, attention: FusedAttention) -> None:
+    def _prepare(self, attention: TorchAttention) -> None:
         """Choose and compile now what would otherwise be compiled while timed."""
         from .tuning import tune
 
@@ -112,3 +119,17 @@ class Triton(Attention):
             out = attention(q, k, v)
         if wants_grad:
             torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)
+
+
+def _supports_gpu(problem: Problem, device: torch.device) -> None:
+    is_fp8 = problem.dtype == _FP8
+    if torch.version.hip is not None:
+        if is_fp8:
+            raise Unsupported(f"does {_FP8} on NVIDIA only: gfx942's 8-bit floats are e4m3fnuz")
+        return
+    capability = torch.cuda.get_device_capability(device)
+    needed = _CAPABILITY_FP8 if is_fp8 else _CAPABILITY
+    if capability < needed:
+        found, least = (".".join(map(str, c)) for c in (capability, needed))
+        what = f"{_FP8} " if is_fp8 else ""
+        raise Unsupported(f"{what}needs compute capability {least} or later, this is {found}")

@@ -72,7 +72,7 @@ def configs(dim: int, element_bytes: int, *, interpreted: bool = False) -> Confi
 
     Args:
         dim: the larger of head_dim and head_dim_v, at most 256.
-        element_bytes: of q, k and v: 2 or 4.
+        element_bytes: of q, k and v: 1, 2 or 4.
         interpreted: for Triton's interpreter.
     """
     if interpreted:
@@ -137,6 +137,8 @@ def candidates(kernel: Kernel, dim: int, element_bytes: int, target: Target) -> 
     first: Config = getattr(configs(dim, element_bytes, interpreted=interpreted), kernel)
     if interpreted:
         others = SCHEDULES[1:] if kernel == "forward" else ()
+        if element_bytes == 1:
+            others = others[:1]  # the specialised kernel does not widen values of 8 bits
         return (first, *(dataclasses.replace(first, schedule=schedule) for schedule in others))
     found = (first, *_others(kernel, first, dim, element_bytes, target))
     return tuple(dict.fromkeys(found))
@@ -160,7 +162,7 @@ def _others(
         return
     if width <= _WIDEST_WALK:
         yield dataclasses.replace(first, schedule="persistent")
-    if width <= _WIDEST_SPECIALIZED.get(target, 0) and element_bytes <= 2:
+    if width <= _WIDEST_SPECIALIZED.get(target, 0) and element_bytes == 2:
         for block_m, block_n, stages in _SPECIALIZED[width]:
             yield Config(block_m, block_n, _SPECIALIZED_WARPS[target], stages, "specialized")
 
@@ -210,7 +212,7 @@ def decode_config(seqlen_q: int, group: int, dim: int, element_bytes: int) -> Co
     """
     if seqlen_q > _FEW_QUERIES or seqlen_q * group > _MOST_ROWS:
         return None
-    tile = 8192 if element_bytes == 2 else 2048  # elements; float32 products need registers
+    tile = 2048 if element_bytes == 4 else 8192  # elements; float32 products need registers
     block_n = max(16, min(64, tile // padded(dim)))
     return Config(padded(seqlen_q * group), block_n, 4, 2)
 
@@ -228,6 +230,9 @@ def shares_of(seqlen_k: int, block_n: int, heads: int, processors: int) -> int:
     return max(1, min(wanted, -(-seqlen_k // block_n), _MOST_SHARES))
 
 
-def padded(dim: int) -> int:
-    """The tile's width for a head dimension: a power of two, and at least 16 for tensor cores."""
-    return max(16, 1 << (dim - 1).bit_length())
+def padded(dim: int, element_bytes: int = 2) -> int:
+    """The tile's width for a head dimension: a power of two that tensor cores take.
+
+    That is at least 16, and at least 32 bytes where they sum over it.
+    """
+    return max(16, 32 // element_bytes, 1 << (dim - 1).bit_length())

@@ -101,10 +101,11 @@ def decode_kernel(
 
 @triton.jit
 def merge_kernel(
-    parts_ptr, part_lse_ptr, out_ptr, lse_ptr, rows, shares,
+    parts_ptr, part_lse_ptr, out_ptr, lse_ptr, out_b, out_h, out_m, out_d,
+    heads_q, seqlen_q, rows, shares,
     HEAD_DIM_V: tl.constexpr, DIM_V: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
-    """Joins the shares of one row: ``out = Σ out_s · exp2(lse_s − lse)``. ``out`` is contiguous."""
+    """Joins the shares of one row: ``out = Σ out_s · exp2(lse_s − lse)``. Rows are (B, H, M)."""
     row = tl.program_id(0).to(tl.int64)
     share_S = tl.arange(0, SHARES)
     dim_E = tl.arange(0, DIM_V)
@@ -121,8 +122,10 @@ def merge_kernel(
     total = tl.sum(weight_S, 0)
     out_E = tl.sum(part_SE * weight_S[:, None], 0) / tl.where(total == 0.0, 1.0, total)
     tl.store(lse_ptr + row, top + tl.log2(total))
+    head = row // seqlen_q
+    out_row_ptr = out_ptr + head // heads_q * out_b + head % heads_q * out_h
     tl.store(
-        out_ptr + row * HEAD_DIM_V + dim_E,
+        out_row_ptr + row % seqlen_q * out_m + dim_E * out_d,
         out_E.to(out_ptr.dtype.element_ty),
         mask=dim_E < HEAD_DIM_V,
     )

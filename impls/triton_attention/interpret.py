@@ -5,8 +5,9 @@ choice is made for each launch, so that compiled and interpreted kernels live si
 and tests run the very functions that are compiled. It rests on three of the interpreter's
 private names (Triton 3.6 and 3.7); a version that renames them fails at the first launch.
 
-Two faults of the interpreter are mended meanwhile, because numpy has no bfloat16: products
-of bfloat16 tiles are taken of their bits, and rounding to bfloat16 is truncation.
+Faults of the interpreter are mended meanwhile, because numpy has no bfloat16 and no 8-bit
+floats: products of bfloat16 tiles are taken of their bits, rounding to bfloat16 is
+truncation, and a conversion to or from e4m3 loses NaN and does not round to nearest.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import triton.language as tl
 from triton.language import core  # noqa: F401 - the interpreter patches what it finds here
 from triton.runtime import interpreter
@@ -57,6 +59,7 @@ def _interpreting() -> Iterator[None]:
         scope.set_attr(builder, "options", unchecked)  # as compiled code, in half the time
         scope.set_attr(builder, "create_dot", _dot_of(builder.create_dot))
         scope.set_attr(builder, "cast_impl", _cast_of(builder.cast_impl))
+        scope.set_attr(builder, "create_fp_to_fp", _convert_of(builder.cast_impl))
         # As on a GPU: −inf − −inf is NaN without a word, and a row of NaN has no maximum.
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)
@@ -69,7 +72,7 @@ def _here() -> None:
     """Stands in this module, where the interpreter looks for ``tl`` and ``core`` to patch."""
 
 
-# ---- bfloat16 ----------------------------------------------------------------------------
+# ---- bfloat16 and e4m3 -------------------------------------------------------------------
 
 
 def _dot_of(dot: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,12 +93,42 @@ def _cast_of(cast: Callable[..., Any]) -> Callable[..., Any]:
     return cast_impl
 
 
+def _convert_of(cast: Callable[..., Any]) -> Callable[..., Any]:
+    """Conversions from or to 8-bit floats, of which e4m3 is known."""
+
+    def create_fp_to_fp(source: Any, to: Any, rounding: Any) -> Any:
+        known = (tl.float8e4nv, tl.bfloat16, tl.float16, tl.float32)
+        assert source.dtype.scalar in known
+        assert to.scalar in known
+        wide = cast(source, tl.float32)
+        if to.scalar != tl.float8e4nv:
+            return cast(wide, to)
+        return TensorHandle(_rounded_to_e4m3(wide.data), tl.float8e4nv)
+
+    return create_fp_to_fp
+
+
 def _widened(handle: Any) -> Any:
-    """A bfloat16 tensor as float32; any other as it is."""
+    """A bfloat16 or e4m3 tensor as float32; any other as it is."""
+    if handle.dtype.scalar == tl.float8e4nv:
+        return TensorHandle(_E4M3[handle.data], tl.float32)
     if handle.dtype.scalar != tl.bfloat16:
         return handle
     bits = handle.data.astype(np.uint32) << 16
     return TensorHandle(bits.view(np.float32), tl.float32)
+
+
+_E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+"""By its bits, every e4m3."""
+
+
+def _rounded_to_e4m3(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """The bits of the nearest e4m3, ties to even; the largest where a GPU's ``satfinite`` is."""
+    within = np.clip(np.ascontiguousarray(x), _E4M3[0x7E] * -1, _E4M3[0x7E])  # NaN stays
+    bits: npt.NDArray[np.uint8] = (
+        torch.from_numpy(within).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    )
+    return bits
 
 
 def _rounded(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

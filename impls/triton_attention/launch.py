@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 import triton
-from torch.autograd.function import once_differentiable
 
-from attnbench import Problem, alibi_slopes
+from attnbench import Problem, Unsupported, alibi_slopes
 
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
 from .config import Config, Kernel, configs, decode_config, padded, shares_of
@@ -24,6 +23,7 @@ from .dropout import keep_kernel
 from .forward import forward_kernel
 from .interpret import launch_interpreted
 from .masks import Side, Walk, walk_of
+from .outputs import check_inputs, dense_like, new_results
 from .schedules import Machine, heads_together, offered, takes_descriptors
 from .specialized import specialized_kernel
 
@@ -31,11 +31,11 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class FusedAttention:
-    """A callable ``(q, k, v) → out`` that autograd can differentiate.
+    """The forward and the backward of one problem; ``operator`` binds them to torch.
 
     Args:
         problem: what to solve.
-        device: where.
+        device: where, with its index.
         precision: of float32 products, ``ieee`` or ``tf32``.
         interpret: run the kernels in Triton's interpreter.
         schedule: of the forward, one of ``config.SCHEDULES``; ``auto`` is the default one until
@@ -88,7 +88,7 @@ class FusedAttention:
             "dropout_p": p.dropout_p,
             "HEAD_DIM": p.head_dim,
             "HEAD_DIM_V": p.head_dim_v,
-            "DIM": padded(p.head_dim),
+            "DIM": padded(p.head_dim, p.element_bytes),
             "DIM_V": padded(p.head_dim_v),
             "SOFTCAP": p.softcap is not None,
             "ALIBI": p.alibi,
@@ -98,12 +98,6 @@ class FusedAttention:
         self.together = heads_together(p, self.machine.l2_bytes)
         if schedule != "auto":
             self.use("forward", self.offered("forward", schedule)[0], "as asked")
-
-    def __call__(
-        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
-    ) -> torch.Tensor:
-        out_BHME: torch.Tensor = _Attend.apply(q_BHMD, k_BGND, v_BGNE, self)  # type: ignore[no-untyped-call]
-        return out_BHME
 
     @property
     def walk(self) -> Walk:
@@ -179,14 +173,17 @@ class FusedAttention:
         """The output, and the log-sum-exp in base 2: float32 ``(B, H, M)``.
 
         The LSE is that of the logits times log2(e), and −inf where a row sees nothing.
+
+        Raises:
+            ValueError: a tensor is not of the problem's shape and dtype, or elsewhere.
         """
         p, config = self.problem, self.configs.forward
+        check_inputs(p, self.device, q_BHMD, k_BGND, v_BGNE)
         if config.schedule == "specialized" and not takes_descriptors(q_BHMD, k_BGND, v_BGNE):
             config = self.strided
         if self.decode is not None:
             return self._forward_split(self.decode, q_BHMD, k_BGND, v_BGNE)
-        out_BHME = q_BHMD.new_empty((p.batch, p.heads_q, p.seqlen_q, p.head_dim_v))
-        lse_BHM = q_BHMD.new_empty((p.batch, p.heads_q, p.seqlen_q), dtype=torch.float32)
+        out_BHME, lse_BHM = new_results(p, q_BHMD)
         if p.dropout_p > 0:
             self.seed = torch.randint(2**62, (1,), device=q_BHMD.device)
         units = triton.cdiv(p.seqlen_q, config.block_m) * p.batch * p.heads_q
@@ -221,11 +218,11 @@ class FusedAttention:
             shares=shares, **self.constants, **self.walk.arguments(),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         )  # fmt: skip
-        out_BHME = q_BHMD.new_empty((*rows_BHM, p.head_dim_v))
-        lse_BHM = q_BHMD.new_empty(rows_BHM, dtype=torch.float32)
+        out_BHME, lse_BHM = new_results(p, q_BHMD)
         self._launch(
             merge_kernel, lse_BHM.numel(), Config(1, 0, 8, 1),
-            parts_ptr=parts_SBHME, part_lse_ptr=part_lse_SBHM, out_ptr=out_BHME, lse_ptr=lse_BHM,
+            parts_ptr=parts_SBHME, part_lse_ptr=part_lse_SBHM, lse_ptr=lse_BHM,
+            **_with_strides(out=out_BHME), heads_q=p.heads_q, seqlen_q=p.seqlen_q,
             rows=lse_BHM.numel(), shares=shares, HEAD_DIM_V=p.head_dim_v,
             DIM_V=padded(p.head_dim_v), SHARES=triton.next_power_of_2(shares),
         )  # fmt: skip
@@ -239,11 +236,17 @@ class FusedAttention:
         seed: torch.Tensor | None,
         grad_BHME: torch.Tensor,
     ) -> Gradients:
-        """dq, dk, dv for what ``forward`` returned, and the seed it drew."""
+        """dq, dk, dv for what ``forward`` returned, and the seed it drew.
+
+        Raises:
+            Unsupported: the tensors are of 8 bits.
+        """
         p = self.problem
+        if p.element_bytes == 1:
+            raise Unsupported(f"{p.dtype}: forward only, as 8 bits hold no gradients")
         keys, queries = self.backward_walks
         q_BHMD, k_BGND, v_BGNE = inputs
-        dq_BHMD, dk_BGND, dv_BGNE = (torch.empty_like(x) for x in inputs)
+        dq_BHMD, dk_BGND, dv_BGNE = (dense_like(x, x.shape[3]) for x in inputs)
         delta_BHM = torch.empty_like(lse_BHM)
         config = Config(self.configs.dq.block_m, 0, 4, 1)
         self._launch(
@@ -294,10 +297,12 @@ class FusedAttention:
                 **arguments, num_warps=config.num_warps, num_stages=config.num_stages
             )
 
-        if config.schedule == "specialized":
-            _with_room_for_descriptors(launch, self.device)
-        else:
-            launch()
+        # Triton launches on the current device, on its current stream.
+        with torch.cuda.device(self.device):
+            if config.schedule == "specialized":
+                _with_room_for_descriptors(launch, self.device)
+            else:
+                launch()
 
 
 def _with_room_for_descriptors(launch: Callable[[], None], device: torch.device) -> None:
@@ -315,31 +320,6 @@ def _with_room_for_descriptors(launch: Callable[[], None], device: torch.device)
         launch()
 
     contextvars.copy_context().run(run)
-
-
-class _Attend(torch.autograd.Function):
-    """Binds a :class:`FusedAttention` to autograd."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q_BHMD: torch.Tensor,
-        k_BGND: torch.Tensor,
-        v_BGNE: torch.Tensor,
-        attention: FusedAttention,
-    ) -> torch.Tensor:
-        out_BHME, lse_BHM = attention.forward(q_BHMD, k_BGND, v_BGNE)
-        ctx.save_for_backward(q_BHMD, k_BGND, v_BGNE, out_BHME, lse_BHM)
-        ctx.attention, ctx.seed = attention, attention.seed
-        return out_BHME
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_BHME: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
-        *inputs, out_BHME, lse_BHM = ctx.saved_tensors
-        return (*ctx.attention.backward(inputs, out_BHME, lse_BHM, ctx.seed, grad_BHME), None)
 
 
 def _with_strides(row: str = "m", **tensors: torch.Tensor) -> dict[str, Any]:
