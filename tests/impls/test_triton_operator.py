@@ -370,6 +370,8 @@ class Machine:
 
 def test_a_launch_is_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
+    h200 = part("schedules").Machine("sm_90", 132, 50 << 20, 228 * 1024, 2048)
+    monkeypatch.setattr(part("schedules").Machine, "of", lambda device: h200)
     on_second = part("operator").TorchAttention(
         CAUSAL, torch.device("cuda", 1), precision="ieee", interpret=False
     )
