@@ -2,7 +2,7 @@
 
 ``forward`` and ``backward`` hold the kernels and are made to be read; ``tiles`` and
 ``dropout`` what they share, ``masks`` how a mask reaches them, ``config`` how they are cut,
-``launch`` how they are called. On a CPU they run only when asked, in Triton's interpreter
+``launch`` how they are called, ``cases`` what is compiled to check them. On a CPU they run only when asked, in Triton's interpreter
 (``triton:interpret=true``): for correctness, thousands of times slower than anything.
 
 Triton is imported when a problem is built: it takes a second that others need not wait.
@@ -10,13 +10,13 @@ Triton is imported when a problem is built: it takes a second that others need n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from attnbench import Attention, Problem, Unsupported, make_inputs, register
+from attnbench import Attention, Case, Problem, Unsupported, make_inputs, register
 
 _LARGEST_DIM = 256
 _CAPABILITY = (8, 0)  # Ampere: bfloat16, asynchronous copies
@@ -74,6 +74,12 @@ class Triton(Attention):
         if not interpret:
             _compile(attention, problem, device)
         return attention
+
+    @classmethod
+    def compile_cases(cls) -> Iterable[Case]:
+        from .cases import cases
+
+        return cases()
 
 
 def _compile(call: Callable[..., Any], problem: Problem, device: torch.device) -> None:

@@ -1,12 +1,20 @@
-"""Tile sizes and launch options, by head dimension, dtype and kernel.
+"""Tile sizes and launch options, by kernel, head dimension, size of an element and target.
 
-Chosen so that every kernel fits the 99 KiB of shared memory of sm_86 and sm_89 (Ada) and
-most of the registers; larger tiles pay on sm_90 and are a matter of tuning.
+A target is a GPU whose configurations were chosen by compiling for it: see ``target_of``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import torch
+
+from .tables import BACKWARD
+
+TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
+INTERPRETER = "interpreter"
+TUNED = ("forward", "dkdv", "dq")
+"""Kernels that have candidates, as :class:`Configs` names them."""
 
 
 @dataclass(frozen=True)
@@ -19,22 +27,27 @@ class Config:
     num_stages: int
 
 
-# By the larger of head_dim and head_dim_v, padded: (forward, dK/dV, dQ).
-_HALF = {
-    32: (Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(128, 64, 4, 3)),
-    64: (Config(128, 64, 8, 3), Config(32, 128, 8, 2), Config(128, 64, 8, 2)),
-    128: (Config(128, 64, 8, 2), Config(32, 128, 8, 2), Config(128, 32, 8, 2)),
-    256: (Config(64, 32, 8, 2), Config(32, 32, 8, 1), Config(32, 32, 8, 1)),
+# Of the forward, by the larger of head_dim and head_dim_v, padded. They fit the 99 KiB of
+# shared memory of sm_86 and sm_89 (Ada).
+_FORWARD_HALF = {
+    32: Config(128, 64, 4, 3),
+    64: Config(128, 64, 8, 3),
+    128: Config(128, 64, 8, 2),
+    256: Config(64, 32, 8, 2),
 }
-_SINGLE = {
-    32: (Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(64, 32, 4, 2)),
-    64: (Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
-    128: (Config(32, 32, 8, 2), Config(32, 32, 8, 1), Config(32, 16, 8, 1)),
-    256: (Config(16, 16, 4, 2), Config(16, 16, 8, 1), Config(16, 16, 4, 1)),
+_FORWARD_SINGLE = {
+    32: Config(64, 64, 4, 2),
+    64: Config(64, 32, 8, 2),
+    128: Config(32, 32, 8, 2),
+    256: Config(16, 16, 4, 2),
 }
 # In the interpreter an operation costs the same whatever the tile; small enough that the
 # small problems of tests still have several tiles, and not square, so that M is not N.
-_INTERPRETED = (Config(64, 32, 1, 1), Config(32, 64, 1, 1), Config(64, 32, 1, 1))
+_INTERPRETED = {
+    "forward": Config(64, 32, 1, 1),
+    "dkdv": Config(32, 64, 1, 1),
+    "dq": Config(64, 32, 1, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -46,18 +59,42 @@ class Configs:
     dq: Config
 
 
-def configs(dim: int, element_bytes: int, *, interpreted: bool = False) -> Configs:
-    """The configurations for a head dimension and a size of an element.
+def target_of(device: torch.device) -> str:
+    """Whose configurations a device takes: a target's name, or ``interpreter`` for a CPU.
+
+    A GPU that is no target takes those of the nearest older one that gives a block no more
+    shared memory than it has itself.
+    """
+    if device.type == "cpu":
+        return INTERPRETER
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major >= 12 or (8, 6) <= (major, minor) <= (8, 9) != (8, 7):  # 99 KiB a block
+        return "sm_89"
+    return "sm_100" if major >= 10 else f"sm_{major}0"
+
+
+def candidates(kernel: str, dim: int, element_bytes: int, target: str) -> tuple[Config, ...]:
+    """The configurations to choose from, the one to take unless another was measured first.
 
     Args:
+        kernel: ``forward``, ``dkdv`` or ``dq``.
         dim: the larger of head_dim and head_dim_v, at most 256.
         element_bytes: of q, k and v: 2 or 4.
-        interpreted: for Triton's interpreter.
+        target: as ``target_of`` tells it.
     """
-    if interpreted:
-        return Configs(*_INTERPRETED)
-    table = _SINGLE if element_bytes == 4 else _HALF
-    return Configs(*table[max(32, padded(dim))])
+    if target == INTERPRETER:
+        return (_INTERPRETED[kernel],)
+    size = max(32, padded(dim))
+    if kernel == "forward":
+        return ((_FORWARD_SINGLE if element_bytes == 4 else _FORWARD_HALF)[size],)
+    return tuple(Config(*cut) for cut in BACKWARD[kernel, target][element_bytes, size])
+
+
+def configs(dim: int, element_bytes: int, target: str) -> Configs:
+    """The first candidate of each kernel; arguments as for ``candidates``."""
+    return Configs(*(candidates(kernel, dim, element_bytes, target)[0] for kernel in TUNED))
 
 
 _FEW_QUERIES = 16

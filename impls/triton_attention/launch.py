@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from attnbench import Problem, alibi_slopes
 
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
-from .config import Config, configs, decode_config, padded, shares_of
+from .config import Config, Configs, configs, decode_config, padded, shares_of, target_of
 from .decode import decode_kernel, merge_kernel
 from .dropout import keep_kernel
 from .forward import forward_kernel
@@ -34,16 +34,22 @@ class FusedAttention:
         device: where.
         precision: of float32 products, ``ieee`` or ``tf32``.
         interpret: run the kernels in Triton's interpreter.
+        chosen: configurations other than the device's first candidates.
     """
 
     def __init__(
-        self, problem: Problem, device: torch.device, precision: str, interpret: bool
+        self,
+        problem: Problem,
+        device: torch.device,
+        precision: str,
+        interpret: bool,
+        chosen: Configs | None = None,
     ) -> None:
         self.problem = problem
         self.interpret = interpret
         p = problem
         dim = max(p.head_dim, p.head_dim_v)
-        self.configs = configs(dim, p.element_bytes, interpreted=interpret)
+        self.configs = chosen or configs(dim, p.element_bytes, target_of(device))
         self.walk = walk_of(p, "queries", self.configs.forward, device)
         self.device = device
         self.decode: Config | None = None  # how keys are split, where queries are few
@@ -226,7 +232,7 @@ class _Attend(torch.autograd.Function):
 
 def _processors(device: torch.device) -> int:
     """Streaming multiprocessors; for the interpreter a few, so that small problems are split."""
-    if device.type == "cpu":
+    if device.type in ("cpu", "meta"):
         return 8
     return torch.cuda.get_device_properties(device).multi_processor_count
 

@@ -7,6 +7,7 @@ compiled.
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import threading
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnbench.attention import Attention
 from attnbench.errors import UserError, in_words
 from attnbench.offline.case import Case, checked_cases
 from attnbench.offline.check import check
@@ -62,7 +64,13 @@ def _offered(told: dict[str, Any]) -> tuple[Case, ...]:
     from attnbench import registry
 
     entry = registry.Entry.from_json(told["entry"])
-    return checked_cases(registry.load(entry).compile_cases())
+    return _cases_of(registry.load(entry))
+
+
+@functools.cache
+def _cases_of(implementation: type[Attention]) -> tuple[Case, ...]:
+    """Once in a worker, which is asked for one of them after another."""
+    return checked_cases(implementation.compile_cases())
 
 
 def _outline(case: Case) -> dict[str, Any]:
@@ -133,10 +141,11 @@ def offers(
 
 
 def representatives(found: Iterable[Offer]) -> list[Offer]:
-    """The first case of each kernel and set of expectations, of every implementation."""
+    """The first case of each kernel, expectations and targets, of every implementation."""
     first: dict[tuple[Any, ...], Offer] = {}
     for offer in found:
-        first.setdefault((offer.contender.key, offer.kernel, offer.expects), offer)
+        key = (offer.contender.key, offer.kernel, offer.expects, offer.targets)
+        first.setdefault(key, offer)
     return list(first.values())
 
 
