@@ -16,7 +16,7 @@ import torch
 
 from attnbench import Case, Problem
 
-from .config import TARGETS, TUNED, Config, Configs, candidates, configs
+from .config import KERNELS, TARGETS, Config, Configs, Target, candidates, configs
 from .launch import FusedAttention
 
 _CAUSAL: Mapping[str, Any] = {
@@ -49,8 +49,11 @@ _DIMS = (128, 64, 16, 80, 256)
 _TABLED_DIMS = (32, 64, 128, 256)  # each has configurations of its own
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
-# Of a kernel that multiplies matrices, the side of its tile that becomes the rows of products.
-_ROWS = {"forward": "block_m", "decode": "block_m", "dq": "block_m", "dkdv": "block_n"}
+# The side of a kernel's tile that becomes the rows of its products; None if it has none.
+_ROWS: Mapping[str, str | None] = {
+    "forward": "block_m", "decode": "block_m", "dq": "block_m", "dkdv": "block_n",
+    "merge": None, "delta": None, "keep": None,
+}  # fmt: skip
 _FULL_RATE_ROWS = 64  # of the matrix instructions of sm_90 and sm_100
 
 
@@ -118,7 +121,7 @@ def cases() -> Iterator[Case]:
                 yield case
 
 
-def _defaults(target: str) -> Iterator[Case]:
+def _defaults(target: Target) -> Iterator[Case]:
     """Each problem in the configurations that it has unless others are measured."""
     for name, fields, precision in _problems():
         problem = Problem.of(**fields)
@@ -141,16 +144,15 @@ def _problems() -> Iterator[tuple[str, Mapping[str, Any], str]]:
     yield "tf32-causal-64", {**_CAUSAL, "dtype": "float32"}, "tf32"
 
 
-def _others(target: str) -> Iterator[Case]:
+def _others(target: Target) -> Iterator[Case]:
     """The configurations that tuning may choose instead, on the causal mask."""
     for dtype, dim in itertools.product(("bfloat16", "float32"), _TABLED_DIMS):
         problem = Problem.of(**{**_CAUSAL, "head_dim": dim, "dtype": dtype})
         first = configs(dim, problem.element_bytes, target)
-        for kernel in TUNED:
+        for kernel in KERNELS:
             for other in candidates(kernel, dim, problem.element_bytes, target)[1:]:
                 chosen = dataclasses.replace(first, **{kernel: other})
-                tiles = f"{other.block_m}x{other.block_n}"
-                name = f"causal-{dim}-{tiles}-{other.num_warps}w{other.num_stages}s"
+                name = "-".join(map(str, ("causal", dim, *dataclasses.astuple(other))))
                 for launch in record(problem, "ieee", chosen):
                     if launch.config == other:
                         yield _case(name, launch, problem, "ieee", target)
@@ -160,7 +162,7 @@ def _dim(problem: Problem) -> int:
     return max(problem.head_dim, problem.head_dim_v)
 
 
-def _case(feature: str, launch: Launch, problem: Problem, precision: str, target: str) -> Case:
+def _case(feature: str, launch: Launch, problem: Problem, precision: str, target: Target) -> Case:
     is_exact = problem.dtype == "float32" and precision == "ieee"
     return Case.of_launch(
         f"{launch.name} {feature} {_SHORT[problem.dtype]} {target}",
@@ -175,7 +177,8 @@ def _case(feature: str, launch: Launch, problem: Problem, precision: str, target
 
 def _products(launch: Launch) -> frozenset[str]:
     """What the machine code has of matrix instructions; float32 exactly, it is scalar FMAs."""
-    if launch.name not in _ROWS:
+    side = _ROWS[launch.name]
+    if side is None:
         return frozenset()
-    rows = getattr(launch.config, _ROWS[launch.name])
-    return frozenset({"tensor_cores" if rows >= _FULL_RATE_ROWS else "mma"})
+    is_full_rate = getattr(launch.config, side) >= _FULL_RATE_ROWS
+    return frozenset({"tensor_cores" if is_full_rate else "mma"})

@@ -6,15 +6,18 @@ A target is a GPU whose configurations were chosen by compiling for it: see ``ta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 from .tables import BACKWARD
 
-TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
-INTERPRETER = "interpreter"
-TUNED = ("forward", "dkdv", "dq")
-"""Kernels that have candidates, as :class:`Configs` names them."""
+Kernel = Literal["forward", "dkdv", "dq"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+
+Target = Literal["sm_80", "sm_89", "sm_90", "sm_100", "gfx942", "interpreter"]
+TARGETS: tuple[Target, ...] = get_args(Target)[:-1]
+"""The GPUs among them."""
 
 
 @dataclass(frozen=True)
@@ -59,42 +62,46 @@ class Configs:
     dq: Config
 
 
-def target_of(device: torch.device) -> str:
+def target_of(device: torch.device) -> Target:
     """Whose configurations a device takes: a target's name, or ``interpreter`` for a CPU.
 
     A GPU that is no target takes those of the nearest older one that gives a block no more
     shared memory than it has itself.
     """
     if device.type == "cpu":
-        return INTERPRETER
+        return "interpreter"
     if torch.version.hip is not None:
         return "gfx942"
     major, minor = torch.cuda.get_device_capability(device)
     if major >= 12 or (8, 6) <= (major, minor) <= (8, 9) != (8, 7):  # 99 KiB a block
         return "sm_89"
-    return "sm_100" if major >= 10 else f"sm_{major}0"
+    if major >= 10:
+        return "sm_100"
+    return "sm_90" if major == 9 else "sm_80"
 
 
-def candidates(kernel: str, dim: int, element_bytes: int, target: str) -> tuple[Config, ...]:
+def candidates(kernel: Kernel, dim: int, element_bytes: int, target: Target) -> tuple[Config, ...]:
     """The configurations to choose from, the one to take unless another was measured first.
 
     Args:
-        kernel: ``forward``, ``dkdv`` or ``dq``.
+        kernel: whose.
         dim: the larger of head_dim and head_dim_v, at most 256.
         element_bytes: of q, k and v: 2 or 4.
         target: as ``target_of`` tells it.
     """
-    if target == INTERPRETER:
+    if target == "interpreter":
         return (_INTERPRETED[kernel],)
-    size = max(32, padded(dim))
+    width = padded(dim)
     if kernel == "forward":
-        return ((_FORWARD_SINGLE if element_bytes == 4 else _FORWARD_HALF)[size],)
-    return tuple(Config(*cut) for cut in BACKWARD[kernel, target][element_bytes, size])
+        table = _FORWARD_SINGLE if element_bytes == 4 else _FORWARD_HALF
+        return (table[max(32, width)],)
+    cuts = BACKWARD[kernel, target][element_bytes, max(64, width)]
+    return tuple(Config(*cut) for cut in cuts)
 
 
-def configs(dim: int, element_bytes: int, target: str) -> Configs:
+def configs(dim: int, element_bytes: int, target: Target) -> Configs:
     """The first candidate of each kernel; arguments as for ``candidates``."""
-    return Configs(*(candidates(kernel, dim, element_bytes, target)[0] for kernel in TUNED))
+    return Configs(*(candidates(kernel, dim, element_bytes, target)[0] for kernel in KERNELS))
 
 
 _FEW_QUERIES = 16
