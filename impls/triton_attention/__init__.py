@@ -2,8 +2,9 @@
 
 ``forward`` and ``backward`` hold the kernels and are made to be read; ``tiles`` and
 ``dropout`` what they share, ``masks`` how a mask reaches them, ``config`` how they are cut,
-``launch`` how they are called, ``cases`` what is compiled to check them. On a CPU they run only when asked, in Triton's interpreter
-(``triton:interpret=true``): for correctness, thousands of times slower than anything.
+``launch`` how they are called, ``cases`` what is compiled to check them. On a CPU they run
+only when asked, in Triton's interpreter (``triton:interpret=true``): for correctness,
+thousands of times slower than anything.
 
 Triton is imported when a problem is built: it takes a second that others need not wait.
 """

@@ -111,7 +111,7 @@ def cases() -> Iterator[Case]:
     """All cases, target by target; what would be the same to a compiler is there once."""
     for target in TARGETS:
         known: set[Any] = set()
-        for case in itertools.chain(_defaults(target), _others(target)):
+        for case in itertools.chain(_defaults(target), _candidates(target)):
             told = (
                 case.kernel_name, case.num_warps, case.num_stages, case.multiples_of_16,
                 frozenset(case.signature.items()), frozenset(case.constexprs.items()),
@@ -144,13 +144,13 @@ def _problems() -> Iterator[tuple[str, Mapping[str, Any], str]]:
     yield "tf32-causal-64", {**_CAUSAL, "dtype": "float32"}, "tf32"
 
 
-def _others(target: Target) -> Iterator[Case]:
-    """The configurations that tuning may choose instead, on the causal mask."""
+def _candidates(target: Target) -> Iterator[Case]:
+    """Every configuration that tuning may choose, on the causal mask."""
     for dtype, dim in itertools.product(("bfloat16", "float32"), _TABLED_DIMS):
         problem = Problem.of(**{**_CAUSAL, "head_dim": dim, "dtype": dtype})
         first = configs(dim, problem.element_bytes, target)
         for kernel in KERNELS:
-            for other in candidates(kernel, dim, problem.element_bytes, target)[1:]:
+            for other in candidates(kernel, dim, problem.element_bytes, target):
                 chosen = dataclasses.replace(first, **{kernel: other})
                 name = "-".join(map(str, ("causal", dim, *dataclasses.astuple(other))))
                 for launch in record(problem, "ieee", chosen):

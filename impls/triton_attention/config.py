@@ -73,7 +73,7 @@ def target_of(device: torch.device) -> Target:
     if torch.version.hip is not None:
         return "gfx942"
     major, minor = torch.cuda.get_device_capability(device)
-    if major >= 12 or (8, 6) <= (major, minor) <= (8, 9) != (8, 7):  # 99 KiB a block
+    if major >= 12 or (major, minor) in ((8, 6), (8, 9)):  # 99 KiB a block
         return "sm_89"
     if major >= 10:
         return "sm_100"
@@ -123,7 +123,9 @@ def decode_config(seqlen_q: int, group: int, dim: int, element_bytes: int) -> Co
         return None
     tile = 8192 if element_bytes == 2 else 2048  # elements; float32 products need registers
     block_n = max(16, min(64, tile // padded(dim)))
-    return Config(padded(seqlen_q * group), block_n, 4, 2)
+    # One for all targets: none of them spills. Exact float32 products pass through registers,
+    # which eight warps have enough of.
+    return Config(padded(seqlen_q * group), block_n, 4 if element_bytes == 2 else 8, 2)
 
 
 def shares_of(seqlen_k: int, block_n: int, heads: int, processors: int) -> int:

@@ -8,6 +8,7 @@ compiled.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import queue
 import threading
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnbench.attention import Attention
 from attnbench.errors import UserError, in_words
 from attnbench.offline.case import Case, checked_cases
 from attnbench.offline.check import check
@@ -60,16 +60,15 @@ def compile_one(task: dict[str, Any], send: Send) -> None:
 def _offered(told: dict[str, Any]) -> tuple[Case, ...]:
     """The cases of a contender, its module imported with the interpreter off."""
     os.environ["TRITON_INTERPRET"] = "0"
-
-    from attnbench import registry
-
-    entry = registry.Entry.from_json(told["entry"])
-    return _cases_of(registry.load(entry))
+    return _cases_of(json.dumps(told["entry"]))
 
 
 @functools.cache
-def _cases_of(implementation: type[Attention]) -> tuple[Case, ...]:
+def _cases_of(entry: str) -> tuple[Case, ...]:
     """Once in a worker, which is asked for one of them after another."""
+    from attnbench import registry
+
+    implementation = registry.load(registry.Entry.from_json(json.loads(entry)))
     return checked_cases(implementation.compile_cases())
 
 
