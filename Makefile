@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 .PHONY: help demo test test-slow lint format compile-check compile-check-quick instrument gpu clean
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 demo: $(READY)
 	@echo "==> attnbench run quick: verify and measure, then render the page"

@@ -123,9 +123,12 @@ def decode_config(seqlen_q: int, group: int, dim: int, element_bytes: int) -> Co
         return None
     tile = 8192 if element_bytes == 2 else 2048  # elements; float32 products need registers
     block_n = max(16, min(64, tile // padded(dim)))
-    # One for all targets: none of them spills. Exact float32 products pass through registers,
-    # which eight warps have enough of.
-    return Config(padded(seqlen_q * group), block_n, 4 if element_bytes == 2 else 8, 2)
+    block_m = padded(seqlen_q * group)
+    # The same for all targets, none of which it makes spill. Exact float32 products pass
+    # through registers: eight warps have enough, at head_dim 256 without loads ahead.
+    if element_bytes == 4:
+        return Config(block_m, block_n, 8, 1 if padded(dim) == 256 else 2)
+    return Config(block_m, block_n, 4, 2)
 
 
 def shares_of(seqlen_k: int, block_n: int, heads: int, processors: int) -> int:
