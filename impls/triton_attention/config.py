@@ -40,9 +40,9 @@ _FORWARD_HALF = {
 }
 _FORWARD_SINGLE = {
     32: Config(64, 64, 4, 2),
-    64: Config(64, 32, 8, 2),
-    128: Config(32, 32, 8, 2),
-    256: Config(16, 16, 4, 2),
+    64: Config(32, 32, 8, 1),  # exact products spill where loads run ahead of them
+    128: Config(32, 32, 8, 1),
+    256: Config(16, 16, 8, 1),
 }
 # In the interpreter an operation costs the same whatever the tile; small enough that the
 # small problems of tests still have several tiles, and not square, so that M is not N.
