@@ -39,8 +39,8 @@ _FORWARD_HALF = {
     256: Config(64, 32, 8, 2),
 }
 _FORWARD_SINGLE = {
-    32: Config(64, 64, 4, 2),
-    64: Config(32, 32, 8, 1),  # exact products spill where loads run ahead of them
+    32: Config(32, 32, 8, 1),  # exact products spill where loads run ahead of them
+    64: Config(32, 32, 8, 1),
     128: Config(32, 32, 8, 1),
     256: Config(16, 16, 8, 1),
 }
