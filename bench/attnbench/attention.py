@@ -150,8 +150,8 @@ class Attention:
     def compile_cases(cls) -> Iterable[Case]:
         """Triton kernels for ``attnbench compile-check``: see :mod:`attnbench.offline`.
 
-        The most telling first: by default only the first case of each kernel and set of
-        expectations is compiled. A class without kernels of its own offers none.
+        The most telling first: by default only the first case of each kernel, set of
+        expectations and targets is compiled. A class without kernels of its own offers none.
         """
         return ()
 

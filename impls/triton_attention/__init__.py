@@ -4,21 +4,22 @@
 forward for sm_90 and later, ``tiles``, ``order`` and ``dropout`` what they share, ``masks``
 how a mask reaches them, ``config`` how they are cut, ``schedules`` which of it a problem may
 have, ``launch`` how they are called, ``operator`` how torch sees it, ``tuning`` which
-configuration is the fastest. On a CPU they run only when asked, in Triton's interpreter
-(``triton:interpret=true``): for correctness, thousands of times slower than anything.
+configuration is the fastest, ``cases`` what is compiled to check them. On a CPU they run only
+when asked, in Triton's interpreter (``triton:interpret=true``): for correctness, thousands of
+times slower than anything.
 
 Triton is imported when a problem is built: it takes a second that others need not wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnbench import Attention, Problem, Unsupported, make_inputs, register
+from attnbench import Attention, Case, Problem, Unsupported, make_inputs, register
 
 if TYPE_CHECKING:
     from .operator import TorchAttention
@@ -104,6 +105,12 @@ class Triton(Attention):
         if not interpret:
             self._prepare(attention)
         return attention
+
+    @classmethod
+    def compile_cases(cls) -> Iterable[Case]:
+        from .cases import cases
+
+        return cases()
 
     def _prepare(self, attention: TorchAttention) -> None:
         """Choose and compile now what would otherwise be compiled while timed."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from .tables import BACKWARD
+
 Schedule = Literal["tiles", "persistent", "specialized"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 """A program for each tile; programs that walk over tiles; loads by a warp of their own."""
@@ -20,6 +22,8 @@ Kernel = Literal["forward", "dkdv", "dq"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 Target = Literal["sm_80", "sm_89", "sm_90", "sm_100", "gfx942", "interpreter"]
+TARGETS: tuple[Target, ...] = get_args(Target)[:-1]
+"""The GPUs among them, whose configurations were chosen by compiling for them."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +44,27 @@ class Config:
         return f"{cut} {self.schedule}"
 
 
-# By the larger of head_dim and head_dim_v, padded: (forward, dK/dV, dQ).
-_HALF = {
-    32: (Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(128, 64, 4, 3)),
-    64: (Config(128, 64, 8, 3), Config(32, 128, 8, 2), Config(128, 64, 8, 2)),
-    128: (Config(128, 64, 8, 2), Config(32, 128, 8, 2), Config(128, 32, 8, 2)),
-    256: (Config(64, 32, 8, 2), Config(32, 32, 8, 1), Config(32, 32, 8, 1)),
+# Of the forward, by the larger of head_dim and head_dim_v, padded. They fit the 99 KiB of
+# shared memory of sm_86 and sm_89 (Ada).
+_FORWARD_HALF = {
+    32: Config(128, 64, 4, 3),
+    64: Config(128, 64, 8, 3),
+    128: Config(128, 64, 8, 2),
+    256: Config(64, 32, 8, 2),
 }
-_SINGLE = {
-    32: (Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(64, 32, 4, 2)),
-    64: (Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
-    128: (Config(32, 32, 8, 2), Config(32, 32, 8, 1), Config(32, 16, 8, 1)),
-    256: (Config(16, 16, 4, 2), Config(16, 16, 8, 1), Config(16, 16, 4, 1)),
+_FORWARD_SINGLE = {
+    32: Config(32, 32, 8, 1),  # exact products spill where loads run ahead of them
+    64: Config(32, 32, 8, 1),
+    128: Config(32, 32, 8, 1),
+    256: Config(16, 16, 8, 1),
 }
 # In the interpreter an operation costs the same whatever the tile; small enough that the
 # small problems of tests still have several tiles, and not square, so that M is not N.
-_INTERPRETED = (Config(64, 32, 1, 1), Config(32, 64, 1, 1), Config(64, 32, 1, 1))
+_INTERPRETED = {
+    "forward": Config(64, 32, 1, 1),
+    "dkdv": Config(32, 64, 1, 1),
+    "dq": Config(64, 32, 1, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -67,18 +76,9 @@ class Configs:
     dq: Config
 
 
-def configs(dim: int, element_bytes: int, *, interpreted: bool = False) -> Configs:
-    """The configurations for a head dimension and a size of an element.
-
-    Args:
-        dim: the larger of head_dim and head_dim_v, at most 256.
-        element_bytes: of q, k and v: 1, 2 or 4.
-        interpreted: for Triton's interpreter.
-    """
-    if interpreted:
-        return Configs(*_INTERPRETED)
-    table = _SINGLE if element_bytes == 4 else _HALF
-    return Configs(*table[max(32, padded(dim))])
+def configs(dim: int, element_bytes: int, target: Target) -> Configs:
+    """The first candidate of each kernel; arguments as for ``candidates``."""
+    return Configs(*(candidates(kernel, dim, element_bytes, target)[0] for kernel in KERNELS))
 
 
 # ---- candidates --------------------------------------------------------------------------
@@ -99,18 +99,6 @@ _FORWARD = {
     128: (Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(64, 64, 4, 2)),
     256: (Config(64, 64, 8, 2),),
 }
-_MORE_DKDV = {
-    32: (Config(64, 64, 4, 2),),
-    64: (Config(64, 128, 8, 2), Config(64, 64, 4, 2)),
-    128: (Config(64, 128, 8, 2), Config(64, 64, 8, 2)),
-    256: (Config(32, 64, 8, 1),),
-}
-_MORE_DQ = {
-    32: (Config(64, 64, 4, 3),),
-    64: (Config(128, 64, 8, 3), Config(64, 64, 4, 2)),
-    128: (Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
-    256: (Config(64, 32, 8, 1),),
-}
 # Hopper splits 128 rows of four warps between two warp groups, and leaves eight warps as
 # they are; on Blackwell four warps would hold a tile of tensor memory in too few registers.
 _SPECIALIZED = {
@@ -121,7 +109,7 @@ _SPECIALIZED = {
 }
 _SPECIALIZED_WARPS = {"sm_90": 4, "sm_100": 8}
 _WIDEST_SPECIALIZED = {"sm_90": 256, "sm_100": 128}  # what does not spill
-_WIDEST_WALK = 128
+_WIDEST_WALK = {"sm_90": 128}  # elsewhere 64
 
 
 def candidates(kernel: Kernel, dim: int, element_bytes: int, target: Target) -> tuple[Config, ...]:
@@ -130,37 +118,36 @@ def candidates(kernel: Kernel, dim: int, element_bytes: int, target: Target) -> 
     Args:
         kernel: whose.
         dim: the larger of head_dim and head_dim_v, at most 256.
-        element_bytes: of q, k and v.
+        element_bytes: of q, k and v: 1 (the forward alone), 2 or 4.
         target: architecture, or the interpreter.
     """
-    interpreted = target == "interpreter"
-    first: Config = getattr(configs(dim, element_bytes, interpreted=interpreted), kernel)
-    if interpreted:
-        others = SCHEDULES[1:] if kernel == "forward" else ()
-        if element_bytes == 1:
-            others = others[:1]  # the specialised kernel does not widen values of 8 bits
-        return (first, *(dataclasses.replace(first, schedule=schedule) for schedule in others))
-    found = (first, *_others(kernel, first, dim, element_bytes, target))
-    return tuple(dict.fromkeys(found))
+    if target == "interpreter":
+        return tuple(_interpreted(kernel, element_bytes))
+    if kernel == "forward":
+        return tuple(dict.fromkeys(_of_forward(dim, element_bytes, target)))
+    cuts = BACKWARD[kernel, target][max(2, element_bytes), max(64, padded(dim))]
+    return tuple(Config(*cut) for cut in cuts)
 
 
-def _others(
-    kernel: Kernel, first: Config, dim: int, element_bytes: int, target: Target
-) -> Iterator[Config]:
+def _interpreted(kernel: Kernel, element_bytes: int) -> Iterator[Config]:
+    first = _INTERPRETED[kernel]
+    yield first
+    if kernel == "forward":
+        yield dataclasses.replace(first, schedule="persistent")
+        if element_bytes > 1:  # the specialised kernel does not widen values of 8 bits
+            yield dataclasses.replace(first, schedule="specialized")
+
+
+def _of_forward(dim: int, element_bytes: int, target: Target) -> Iterator[Config]:
     width = max(32, padded(dim))
-    more = {"forward": _FORWARD, "dkdv": _MORE_DKDV, "dq": _MORE_DQ}[kernel][width]
-    if element_bytes > 2:  # float32 has few registers to spare: its tiles stay as they are
-        more = ()
-    fitting = [
-        config
-        for config in more
-        if _shared_bytes(config, width, element_bytes) <= _SHARED[target]
-        and (target in _FROM_SHARED or config.block_n * width <= _LARGEST_LOADED)
-    ]
-    yield from fitting
-    if kernel != "forward":
-        return
-    if width <= _WIDEST_WALK:
+    first = (_FORWARD_SINGLE if element_bytes == 4 else _FORWARD_HALF)[width]
+    yield first
+    # float32 has few registers to spare: its tiles stay as they are
+    for config in _FORWARD[width] if element_bytes <= 2 else ():
+        is_loaded = target in _FROM_SHARED or config.block_n * width <= _LARGEST_LOADED
+        if is_loaded and _shared_bytes(config, width, element_bytes) <= _SHARED[target]:
+            yield config
+    if width <= _WIDEST_WALK.get(target, 64):
         yield dataclasses.replace(first, schedule="persistent")
     if width <= _WIDEST_SPECIALIZED.get(target, 0) and element_bytes == 2:
         for block_m, block_n, stages in _SPECIALIZED[width]:
@@ -214,7 +201,12 @@ def decode_config(seqlen_q: int, group: int, dim: int, element_bytes: int) -> Co
         return None
     tile = 2048 if element_bytes == 4 else 8192  # elements; float32 products need registers
     block_n = max(16, min(64, tile // padded(dim)))
-    return Config(padded(seqlen_q * group), block_n, 4, 2)
+    block_m = padded(seqlen_q * group)
+    # The same for all targets, none of which it makes spill. Exact float32 products pass
+    # through registers: eight warps have enough, at head_dim 256 without loads ahead.
+    if element_bytes == 4:
+        return Config(block_m, block_n, 8, 1 if padded(dim) == 256 else 2)
+    return Config(block_m, block_n, 4, 2)
 
 
 def shares_of(seqlen_k: int, block_n: int, heads: int, processors: int) -> int:

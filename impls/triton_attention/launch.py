@@ -17,7 +17,7 @@ import triton
 from attnbench import Problem, Unsupported, alibi_slopes
 
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
-from .config import Config, Kernel, configs, decode_config, padded, shares_of
+from .config import Config, Configs, Kernel, configs, decode_config, padded, shares_of
 from .decode import decode_kernel, merge_kernel
 from .dropout import keep_kernel
 from .forward import forward_kernel
@@ -40,6 +40,8 @@ class FusedAttention:
         interpret: run the kernels in Triton's interpreter.
         schedule: of the forward, one of ``config.SCHEDULES``; ``auto`` is the default one until
             ``use`` says another. A problem that ``decode`` takes has no tiles to schedule.
+        chosen: configurations other than the device's first candidates.
+        machine: to take configurations for; None is the device's own.
 
     Attributes:
         strided: configuration of the forward where strides are such that no descriptor can
@@ -56,15 +58,17 @@ class FusedAttention:
         precision: str,
         interpret: bool,
         schedule: str = "auto",
+        chosen: Configs | None = None,
+        machine: Machine | None = None,
     ) -> None:
         self.problem = problem
         self.interpret = interpret
         p = problem
         dim = max(p.head_dim, p.head_dim_v)
-        self.configs = configs(dim, p.element_bytes, interpreted=interpret)
+        self.machine = Machine.of(device) if machine is None else machine
+        self.configs = chosen or configs(dim, p.element_bytes, self.machine.target)
         self.strided = self.configs.forward
         self.device = device
-        self.machine = Machine.of(device)
         self.origins: dict[Kernel, str] = {}  # of configurations that are not the default
         self._walks: dict[tuple[Side, int, int], Walk] = {}
         self._resident: dict[Config, int] = {}
@@ -248,7 +252,7 @@ class FusedAttention:
         q_BHMD, k_BGND, v_BGNE = inputs
         dq_BHMD, dk_BGND, dv_BGNE = (dense_like(x, x.shape[3]) for x in inputs)
         delta_BHM = torch.empty_like(lse_BHM)
-        config = Config(self.configs.dq.block_m, 0, 4, 1)
+        config = Config(32, 0, 4, 1)  # at head_dim 256 both of its tiles fit the registers
         self._launch(
             delta_kernel, triton.cdiv(p.seqlen_q, config.block_m) * p.batch * p.heads_q, config,
             **_with_strides(out=out_BHME, grad=grad_BHME), delta_ptr=delta_BHM,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from shelf import CPU, assert_right, implementation, module_of, solve
-from test_triton import (
-    from_another_row,
+from broken_helpers import (
+    aligned_top_left,
     span_one_short,
     with_another_seed,
     without_extras,
@@ -20,10 +17,12 @@ from test_triton import (
     without_low_end,
     without_pattern,
 )
+from fused import BY_NAME, interpreted, part
+from shelf import CPU, assert_right, implementation, solve
 from triton.runtime.interpreter import TensorHandle
 
 from attnbench import Problem, Unsupported, make_inputs
-from attnbench.battery import CASES, Case, run_case
+from attnbench.battery import Case, run_case
 from attnbench.offline import TARGETS, compile_case
 from attnbench.offline import Case as CompileCase
 from attnbench.oracle import reference
@@ -32,15 +31,6 @@ FP8 = torch.float8_e4m3fn
 SMALL: dict[str, Any] = {
     "heads_q": 4, "heads_kv": 2, "seqlen_q": 70, "seqlen_k": 70, "head_dim": 32, "dtype": "fp8",
 }  # fmt: skip
-BY_NAME = {case.name: case for case in CASES}
-
-
-def part(name: str) -> ModuleType:
-    return importlib.import_module(f"{module_of('triton').__name__}.{name}")
-
-
-def interpreted() -> Any:
-    return implementation("triton", interpret=True)
 
 
 # ---- right -------------------------------------------------------------------------------
@@ -113,7 +103,7 @@ BROKEN = (
     ("forward", "logits_of", without_extras, "alibi"),
     ("forward", "kept_by_dropout", with_another_seed, "dropout"),
     ("decode", "span_of", span_one_short, "decode"),
-    ("decode", "interval_of", from_another_row, "decode-window"),
+    ("decode", "interval_of", aligned_top_left, "decode-window"),
     ("forward", "logits_of", without_extras, "decode-extras"),
 )
 

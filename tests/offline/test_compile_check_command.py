@@ -15,7 +15,7 @@ from attnbench import cli
 from attnbench.commands import compile_check_
 from attnbench.offline import Compiled, Figures
 from attnbench.offline.result import CompileCheck, Row, read_check
-from attnbench.offline.workers import Job, Offer
+from attnbench.offline.workers import Job, Offer, representatives
 from attnbench.plan import Contender
 from attnbench.registry import Entry, Source
 
@@ -102,6 +102,17 @@ def test_the_first_of_each_kernel_and_expectation_stands_for_the_others(
     found = kept(tmp_path)
     assert found is not None
     assert not found.is_complete
+
+
+def test_targets_with_cases_of_their_own_are_not_left_out() -> None:
+    """Tiles chosen by target: the first case alone would check one target."""
+    mine = Contender(entry("mine"))
+    found = [
+        Offer(mine, f"{size} {target}", "forward", ("tensor_cores",), (target,), 0, 4)
+        for target in ("sm_80", "sm_90")
+        for size in ("large", "small")
+    ]
+    assert [offer.name for offer in representatives(found)] == ["large sm_80", "large sm_90"]
 
 
 def test_everything_is_compiled_when_asked_and_kept_beside_the_records(

@@ -7,6 +7,8 @@ compiled.
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import queue
 import threading
@@ -58,11 +60,16 @@ def compile_one(task: dict[str, Any], send: Send) -> None:
 def _offered(told: dict[str, Any]) -> tuple[Case, ...]:
     """The cases of a contender, its module imported with the interpreter off."""
     os.environ["TRITON_INTERPRET"] = "0"
+    return _cases_of(json.dumps(told["entry"]))
 
+
+@functools.cache
+def _cases_of(entry: str) -> tuple[Case, ...]:
+    """Once in a worker, which is asked for one of them after another."""
     from attnbench import registry
 
-    entry = registry.Entry.from_json(told["entry"])
-    return checked_cases(registry.load(entry).compile_cases())
+    implementation = registry.load(registry.Entry.from_json(json.loads(entry)))
+    return checked_cases(implementation.compile_cases())
 
 
 def _outline(case: Case) -> dict[str, Any]:
@@ -133,10 +140,11 @@ def offers(
 
 
 def representatives(found: Iterable[Offer]) -> list[Offer]:
-    """The first case of each kernel and set of expectations, of every implementation."""
+    """The first case of each kernel, expectations and targets, of every implementation."""
     first: dict[tuple[Any, ...], Offer] = {}
     for offer in found:
-        first.setdefault((offer.contender.key, offer.kernel, offer.expects), offer)
+        key = (offer.contender.key, offer.kernel, offer.expects, offer.targets)
+        first.setdefault(key, offer)
     return list(first.values())
 
 
