@@ -55,6 +55,9 @@ gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu needs an NVIDIA GPU that torch can see; torch.cuda.is_available() is False')"
 	@echo "==> GPU tests"
 	@$(BIN)/python -m pytest -m gpu
+	@echo "==> conformance of every implementation and of every schedule, on the GPU"
+	@$(BIN)/attnbench verify --device cuda '[!t]*' triton-gluon triton:tune=false \
+	  triton:tune=false,schedule=persistent triton:tune=false,schedule=specialized
 	@echo "==> GPU suites, results and page in folders named after the GPU"
 	@$(BIN)/attnbench run triton --device cuda
 	@$(BIN)/attnbench run gpu --device cuda
