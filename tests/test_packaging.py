@@ -165,9 +165,17 @@ def test_the_measuring_core_needs_little():
     """It installs on a bare GPU box; pages, training and clusters are extras."""
     core = {Requirement(line).name for line in PROJECT["dependencies"]}
     assert core == {"numpy", "nvidia-ml-py", "pydantic", "rich", "torch", "triton"}
-    assert {"report", "export", "pytest", "xformers", "train", "ray", "slurm", "dev"} == set(
-        PROJECT["optional-dependencies"]
-    )
+    assert {
+        "report",
+        "export",
+        "pytest",
+        "xformers",
+        "train",
+        "ray",
+        "slurm",
+        "peers",
+        "dev",
+    } == set(PROJECT["optional-dependencies"])
 
 
 def test_torch_and_triton_are_pinned_as_a_pair():
