@@ -1,0 +1,231 @@
+"""Exact attention whose work follows the pairs that a mask keeps, in plain PyTorch.
+
+Tile by tile (see ``plan``) the keys that some queries see are taken from the sequence, as
+a view where they lie side by side. One tile has all logits of its queries, so that its
+softmax is softmax; the backward makes the weights again from the log-sum-exp. Nothing
+larger than a tile and the operands themselves is ever held.
+
+Letters: X = batch · heads_kv, R = query heads that share a key head, M = seqlen_q,
+N = seqlen_k, D = head_dim, E = head_dim_v; m and n are those of one tile, x some of X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from attnbench import Problem, alibi_slopes
+
+from .plan import Part, Tile, plan
+
+Saved = tuple[torch.Tensor, ...]
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+_LOGITS = 1 << 18  # of one step at most, where heads can be taken in turn: 1 MiB, in a cache
+
+
+class Gathered:
+    """One problem, planned once.
+
+    Args:
+        problem: what to solve.
+        device: where.
+        block: queries of a tile.
+    """
+
+    def __init__(self, problem: Problem, device: torch.device, block: int) -> None:
+        p = self.problem = problem
+        self.work = torch.promote_types(p.torch_dtype, torch.float32)
+        self.parts = plan(p, device, block)
+        slopes_H = torch.tensor(alibi_slopes(p.heads_q), dtype=self.work, device=device)
+        self.slopes_XR11 = slopes_H.reshape(p.heads_kv, -1, 1, 1).repeat(p.batch, 1, 1, 1)
+        self.q_pos_M = torch.arange(p.seqlen_q, device=device) + (p.seqlen_k - p.seqlen_q)
+        self.k_pos_N = torch.arange(p.seqlen_k, device=device)
+
+    @property
+    def pairs(self) -> int:
+        """(query, key) pairs that one head computes; the mask keeps some fewer."""
+        return sum(part.pairs for part in self.parts)
+
+    def forward(
+        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+    ) -> tuple[torch.Tensor, Saved]:
+        """The output, and what the backward begins with."""
+        q_XRMD, k_XND, v_XNE = self._operands(q_BHMD, k_BGND, v_BGNE)
+        needs_lse = self.problem.direction != "forward" or len(self.parts) > 1
+        found = [self._forward_part(part, q_XRMD, k_XND, v_XNE, needs_lse) for part in self.parts]
+        if not found:  # the mask keeps nothing at all
+            shape = (*q_XRMD.shape[:-1], v_XNE.shape[-1])
+            found = [(q_XRMD.new_zeros(shape), q_XRMD.new_zeros(*shape[:-1], 1))]
+        out_XRME, lse_XRM1 = found[0]
+        for other in found[1:]:
+            out_XRME, lse_XRM1 = _merged(out_XRME, lse_XRM1, *other)
+        out_BHME = out_XRME.reshape(*q_BHMD.shape[:-1], -1).to(q_BHMD.dtype)
+        return out_BHME, (q_BHMD, k_BGND, v_BGNE, out_BHME, lse_XRM1)
+
+    def backward(self, saved: Saved, grad_BHME: torch.Tensor) -> Gradients:
+        """The gradients of q, k and v."""
+        q_BHMD, k_BGND, v_BGNE, out_BHME, lse_XRM1 = saved
+        q_XRMD, k_XND, v_XNE = self._operands(q_BHMD, k_BGND, v_BGNE)
+        grad_XRME, out_XRME = (
+            x.reshape(*q_XRMD.shape[:-1], -1).to(self.work) for x in (grad_BHME, out_BHME)
+        )
+        delta_XRM1 = (grad_XRME * out_XRME).sum(dim=-1, keepdim=True)
+        lse_XRM1 = lse_XRM1.masked_fill(lse_XRM1 == float("-inf"), 0.0)
+        totals = [torch.zeros_like(x) for x in (q_XRMD, k_XND, v_XNE)]
+        for part in self.parts:
+            rows = (q_XRMD, grad_XRME, lse_XRM1, delta_XRM1)
+            if part.order is None:
+                self._backward_part(part, rows, (k_XND, v_XNE), totals)
+                continue
+            own_rows = tuple(x.index_select(2, part.order[0]) for x in rows)
+            own_keys = tuple(x.index_select(1, part.order[1]) for x in (k_XND, v_XNE))
+            own = [torch.zeros_like(x) for x in (own_rows[0], *own_keys)]
+            self._backward_part(part, own_rows, own_keys, own)
+            totals[0].index_add_(2, part.order[0], own[0])
+            for total, x in zip(totals[1:], own[1:], strict=True):
+                total.index_add_(1, part.order[1], x)
+        dq, dk, dv = (
+            total.reshape(x.shape).to(x.dtype)
+            for total, x in zip(totals, (q_BHMD, k_BGND, v_BGNE), strict=True)
+        )
+        return dq, dk, dv
+
+    def _operands(
+        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """In the working precision, heads that share keys together."""
+        heads = self.problem.batch * self.problem.heads_kv
+        q_XRMD = q_BHMD.to(self.work).reshape(heads, -1, *q_BHMD.shape[2:])
+        k_XND, v_XNE = (x.to(self.work).reshape(heads, *x.shape[2:]) for x in (k_BGND, v_BGNE))
+        return q_XRMD, k_XND, v_XNE
+
+    # ---- forward ---------------------------------------------------------------------
+
+    def _forward_part(
+        self, part: Part, q_XRMD: torch.Tensor, k_XND: torch.Tensor, v_XNE: torch.Tensor, lse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and LSE under one part of the mask; 0 and −inf for queries that see nothing."""
+        if part.order is not None:
+            q_XRMD = q_XRMD.index_select(2, part.order[0])
+            k_XND, v_XNE = (x.index_select(1, part.order[1]) for x in (k_XND, v_XNE))
+        out_XRME = q_XRMD.new_zeros(*q_XRMD.shape[:-1], v_XNE.shape[-1])
+        lse_XRM1 = q_XRMD.new_full((*q_XRMD.shape[:-1], 1), float("-inf"))
+        for tile, heads in self._steps(part):
+            logits_xRmn, _ = self._logits(part, tile, heads, q_XRMD, k_XND)
+            weights_xRmn = logits_xRmn.softmax(dim=-1)
+            if tile.has_blind:  # softmax made NaN of a row of −inf
+                blind_xRm1 = logits_xRmn.amax(dim=-1, keepdim=True) == float("-inf")
+                weights_xRmn.masked_fill_(blind_xRm1, 0.0)
+            out_xRmE = _times(weights_xRmn, _keys(v_XNE, tile, heads))
+            out_XRME[heads, :, tile.rows] = out_xRmE
+            if lse:  # the largest weight is exp(largest logit − LSE)
+                top_xRm1 = logits_xRmn.amax(dim=-1, keepdim=True)
+                own_xRm1 = top_xRm1 - weights_xRmn.amax(dim=-1, keepdim=True).log()
+                if tile.has_blind:
+                    own_xRm1.masked_fill_(blind_xRm1, float("-inf"))
+                lse_XRM1[heads, :, tile.rows] = own_xRm1
+        if part.order is not None:
+            back_M = part.order[0].argsort()
+            return out_XRME.index_select(2, back_M), lse_XRM1.index_select(2, back_M)
+        return out_XRME, lse_XRM1
+
+    def _steps(self, part: Part) -> Iterator[tuple[Tile, slice]]:
+        """Each tile, for as many heads at once as fit into a step."""
+        p = self.problem
+        total, group = p.batch * p.heads_kv, p.heads_q // p.heads_kv
+        for tile in part.tiles:
+            each = group * (tile.rows.stop - tile.rows.start) * tile.count
+            heads = min(total, max(1, _LOGITS // each))
+            for start in range(0, total, heads):
+                yield tile, slice(start, start + heads)
+
+    def _logits(
+        self, part: Part, tile: Tile, heads: slice, q_XRMD: torch.Tensor, k_XND: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Masked logits of one tile, and the softcap's slope there."""
+        p = self.problem
+        q_xRmD = q_XRMD[heads, :, tile.rows] * p.softmax_scale
+        logits_xRmn = _times(q_xRmD, _keys(k_XND, tile, heads).mT)
+        slope_xRmn = None
+        if p.softcap is not None:
+            tanh_xRmn = torch.tanh(logits_xRmn / p.softcap)
+            logits_xRmn, slope_xRmn = tanh_xRmn * p.softcap, 1 - tanh_xRmn.square()
+        if p.alibi:
+            q_pos_M, k_pos_N = self.q_pos_M, self.k_pos_N
+            if part.order is not None:
+                q_pos_M, k_pos_N = q_pos_M[part.order[0]], k_pos_N[part.order[1]]
+            distance_mn = (q_pos_M[tile.rows, None] - k_pos_N[tile.keys]).abs()
+            logits_xRmn = logits_xRmn - self.slopes_XR11[heads] * distance_mn
+        for hidden in tile.hidden:
+            logits_xRmn[..., hidden.keys].masked_fill_(hidden.pairs_mn, float("-inf"))
+        return logits_xRmn, slope_xRmn
+
+    # ---- backward --------------------------------------------------------------------
+
+    def _backward_part(
+        self,
+        part: Part,
+        rows: tuple[torch.Tensor, ...],
+        keys: tuple[torch.Tensor, ...],
+        totals: list[torch.Tensor],
+    ) -> None:
+        """Add the gradients of one part, in its order, to ``totals`` (dq, dk, dv).
+
+        Args:
+            rows: q, grad_out, LSE (finite) and rowsum(grad_out ∘ out).
+            keys: k and v.
+        """
+        (q_XRMD, grad_XRME, lse_XRM1, delta_XRM1), (k_XND, v_XNE) = rows, keys
+        dq_XRMD, dk_XND, dv_XNE = totals
+        scale = self.problem.softmax_scale
+        for tile, heads in self._steps(part):
+            own_rows = (heads, slice(None), tile.rows)
+            logits_xRmn, slope_xRmn = self._logits(part, tile, heads, q_XRMD, k_XND)
+            weights_xRmn = logits_xRmn.sub_(lse_XRM1[own_rows]).exp_()
+            grad_xRmE = grad_XRME[own_rows]
+            _add(dv_XNE, tile, heads, _transposed_times(weights_xRmn, grad_xRmE))
+            dlogits_xRmn = _times(grad_xRmE, _keys(v_XNE, tile, heads).mT)
+            dlogits_xRmn.sub_(delta_XRM1[own_rows]).mul_(weights_xRmn)
+            if slope_xRmn is not None:
+                dlogits_xRmn.mul_(slope_xRmn)
+            dq_XRMD[own_rows] += _times(dlogits_xRmn, _keys(k_XND, tile, heads)) * scale
+            q_xRmD = q_XRMD[own_rows] * scale
+            _add(dk_XND, tile, heads, _transposed_times(dlogits_xRmn, q_xRmD))
+
+
+def _keys(x_XND: torch.Tensor, tile: Tile, heads: slice) -> torch.Tensor:
+    """What a tile sees of k or v: ``(x, n, D)``, a view where it can be."""
+    if isinstance(tile.keys, slice):
+        return x_XND[heads, tile.keys]
+    return x_XND[heads].index_select(1, tile.keys)
+
+
+def _add(total_XND: torch.Tensor, tile: Tile, heads: slice, own_xnD: torch.Tensor) -> None:
+    """The inverse of :func:`_keys` for gradients."""
+    if isinstance(tile.keys, slice):
+        total_XND[heads, tile.keys] += own_xnD
+    else:
+        total_XND[heads].index_add_(1, tile.keys, own_xnD)
+
+
+def _times(left_xRmn: torch.Tensor, right_xnD: torch.Tensor) -> torch.Tensor:
+    """``(x, R, m, n) @ (x, n, D)``, rows of heads that share keys in one product."""
+    group, rows = left_xRmn.shape[1:3]
+    return torch.bmm(left_xRmn.flatten(1, 2), right_xnD).unflatten(1, (group, rows))
+
+
+def _transposed_times(left_xRmn: torch.Tensor, right_xRmD: torch.Tensor) -> torch.Tensor:
+    """``Σ over R and m``: ``(x, n, D)``."""
+    return torch.bmm(left_xRmn.flatten(1, 2).mT, right_xRmD.flatten(1, 2))
+
+
+def _merged(
+    out_XRME: torch.Tensor, lse_XRM1: torch.Tensor, other_XRME: torch.Tensor, other_XRM1: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One softmax of two parts of the keys."""
+    both_XRM1 = torch.logaddexp(lse_XRM1, other_XRM1)
+    shift_XRM1 = both_XRM1.masked_fill(both_XRM1 == float("-inf"), 0.0)  # neither sees anything
+    out_XRME = out_XRME * (lse_XRM1 - shift_XRM1).exp()
+    return out_XRME + other_XRME * (other_XRM1 - shift_XRM1).exp(), both_XRM1
