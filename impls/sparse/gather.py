@@ -2,8 +2,8 @@
 
 Tile by tile (see ``plan``) the keys that some queries see are taken from the sequence, as
 a view where they lie side by side. One tile has all logits of its queries, so that its
-softmax is softmax; the backward makes the weights again from the log-sum-exp. Nothing
-larger than a tile and the operands themselves is ever held.
+softmax is softmax; the backward makes the weights again from each row's largest logit and
+the sum of what it makes of the others. Nothing larger than a step and the operands is held.
 
 Letters: X = batch · heads_kv, R = query heads that share a key head, M = seqlen_q,
 N = seqlen_k, D = head_dim, E = head_dim_v; m and n are those of one tile, x some of X.
@@ -12,6 +12,7 @@ N = seqlen_k, D = head_dim, E = head_dim_v; m and n are those of one tile, x som
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,14 @@ Saved = tuple[torch.Tensor, ...]
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 _LOGITS = 1 << 18  # of one step at most, where heads can be taken in turn: 1 MiB, in a cache
+
+
+class Found(NamedTuple):
+    """Attention to some of the keys; for a query that sees none of them 0, −inf and 0."""
+
+    out_XRME: torch.Tensor
+    top_XRM1: torch.Tensor  # the largest logit
+    sum_XRM1: torch.Tensor  # of exp(logit − top)
 
 
 class Gathered:
@@ -53,29 +62,26 @@ class Gathered:
     ) -> tuple[torch.Tensor, Saved]:
         """The output, and what the backward begins with."""
         q_XRMD, k_XND, v_XNE = self._operands(q_BHMD, k_BGND, v_BGNE)
-        needs_lse = self.problem.direction != "forward" or len(self.parts) > 1
-        found = [self._forward_part(part, q_XRMD, k_XND, v_XNE, needs_lse) for part in self.parts]
-        if not found:  # the mask keeps nothing at all
-            shape = (*q_XRMD.shape[:-1], v_XNE.shape[-1])
-            found = [(q_XRMD.new_zeros(shape), q_XRMD.new_zeros(*shape[:-1], 1))]
-        out_XRME, lse_XRM1 = found[0]
-        for other in found[1:]:
-            out_XRME, lse_XRM1 = _merged(out_XRME, lse_XRM1, *other)
-        out_BHME = out_XRME.reshape(*q_BHMD.shape[:-1], -1).to(q_BHMD.dtype)
-        return out_BHME, (q_BHMD, k_BGND, v_BGNE, out_BHME, lse_XRM1)
+        first, *others = (self._forward_part(part, q_XRMD, k_XND, v_XNE) for part in self.parts)
+        for other in others:
+            first = _merged(first, other)
+        out_BHME = first.out_XRME.reshape(*q_BHMD.shape[:-1], -1).to(q_BHMD.dtype)
+        return out_BHME, (q_BHMD, k_BGND, v_BGNE, out_BHME, first.top_XRM1, first.sum_XRM1)
 
     def backward(self, saved: Saved, grad_BHME: torch.Tensor) -> Gradients:
         """The gradients of q, k and v."""
-        q_BHMD, k_BGND, v_BGNE, out_BHME, lse_XRM1 = saved
+        q_BHMD, k_BGND, v_BGNE, out_BHME, top_XRM1, sum_XRM1 = saved
         q_XRMD, k_XND, v_XNE = self._operands(q_BHMD, k_BGND, v_BGNE)
         grad_XRME, out_XRME = (
             x.reshape(*q_XRMD.shape[:-1], -1).to(self.work) for x in (grad_BHME, out_BHME)
         )
+        # The sum divides what has no key dimension, not the weights.
+        grad_XRME = grad_XRME / sum_XRM1.masked_fill(sum_XRM1 == 0, 1.0)
         delta_XRM1 = (grad_XRME * out_XRME).sum(dim=-1, keepdim=True)
-        lse_XRM1 = lse_XRM1.masked_fill(lse_XRM1 == float("-inf"), 0.0)
+        top_XRM1 = top_XRM1.masked_fill(top_XRM1 == float("-inf"), 0.0)
         totals = [torch.zeros_like(x) for x in (q_XRMD, k_XND, v_XNE)]
         for part in self.parts:
-            rows = (q_XRMD, grad_XRME, lse_XRM1, delta_XRM1)
+            rows = (q_XRMD, grad_XRME, top_XRM1, delta_XRM1)
             if part.order is None:
                 self._backward_part(part, rows, (k_XND, v_XNE), totals)
                 continue
@@ -104,32 +110,35 @@ class Gathered:
     # ---- forward ---------------------------------------------------------------------
 
     def _forward_part(
-        self, part: Part, q_XRMD: torch.Tensor, k_XND: torch.Tensor, v_XNE: torch.Tensor, lse: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and LSE under one part of the mask; 0 and −inf for queries that see nothing."""
+        self, part: Part, q_XRMD: torch.Tensor, k_XND: torch.Tensor, v_XNE: torch.Tensor
+    ) -> Found:
+        """The attention of every query under one part of the mask."""
+        needs_sums = self.problem.direction != "forward" or len(self.parts) > 1
         if part.order is not None:
             q_XRMD = q_XRMD.index_select(2, part.order[0])
             k_XND, v_XNE = (x.index_select(1, part.order[1]) for x in (k_XND, v_XNE))
         out_XRME = q_XRMD.new_zeros(*q_XRMD.shape[:-1], v_XNE.shape[-1])
-        lse_XRM1 = q_XRMD.new_full((*q_XRMD.shape[:-1], 1), float("-inf"))
+        top_XRM1 = q_XRMD.new_full((*q_XRMD.shape[:-1], 1), float("-inf"))
+        sum_XRM1 = torch.zeros_like(top_XRM1)
         for tile, heads in self._steps(part):
+            own_rows = (heads, slice(None), tile.rows)
             logits_xRmn, _ = self._logits(part, tile, heads, q_XRMD, k_XND)
             weights_xRmn = logits_xRmn.softmax(dim=-1)
-            if tile.has_blind:  # softmax made NaN of a row of −inf
-                blind_xRm1 = logits_xRmn.amax(dim=-1, keepdim=True) == float("-inf")
-                weights_xRmn.masked_fill_(blind_xRm1, 0.0)
-            out_xRmE = _times(weights_xRmn, _keys(v_XNE, tile, heads))
-            out_XRME[heads, :, tile.rows] = out_xRmE
-            if lse:  # the largest weight is exp(largest logit − LSE)
+            if tile.has_blind or needs_sums:
                 top_xRm1 = logits_xRmn.amax(dim=-1, keepdim=True)
-                own_xRm1 = top_xRm1 - weights_xRmn.amax(dim=-1, keepdim=True).log()
-                if tile.has_blind:
-                    own_xRm1.masked_fill_(blind_xRm1, float("-inf"))
-                lse_XRM1[heads, :, tile.rows] = own_xRm1
-        if part.order is not None:
-            back_M = part.order[0].argsort()
-            return out_XRME.index_select(2, back_M), lse_XRM1.index_select(2, back_M)
-        return out_XRME, lse_XRM1
+                top_XRM1[own_rows] = top_xRm1
+                sum_xRm1 = 1 / weights_xRmn.amax(dim=-1, keepdim=True)
+                if tile.has_blind:  # softmax made NaN of a row of −inf
+                    blind_xRm1 = top_xRm1 == float("-inf")
+                    weights_xRmn.masked_fill_(blind_xRm1, 0.0)
+                    sum_xRm1.masked_fill_(blind_xRm1, 0.0)
+                sum_XRM1[own_rows] = sum_xRm1
+            out_XRME[own_rows] = _times(weights_xRmn, _keys(v_XNE, tile, heads))
+        found = Found(out_XRME, top_XRM1, sum_XRM1)
+        if part.order is None:
+            return found
+        back_M = part.order[0].argsort()
+        return Found(*(x.index_select(2, back_M) for x in found))
 
     def _steps(self, part: Part) -> Iterator[tuple[Tile, slice]]:
         """Each tile, for as many heads at once as fit into a step."""
@@ -174,16 +183,17 @@ class Gathered:
         """Add the gradients of one part, in its order, to ``totals`` (dq, dk, dv).
 
         Args:
-            rows: q, grad_out, LSE (finite) and rowsum(grad_out ∘ out).
+            rows: q; grad_out over the sum; the largest logit (finite); and
+                rowsum(grad_out ∘ out) over the sum.
             keys: k and v.
         """
-        (q_XRMD, grad_XRME, lse_XRM1, delta_XRM1), (k_XND, v_XNE) = rows, keys
+        (q_XRMD, grad_XRME, top_XRM1, delta_XRM1), (k_XND, v_XNE) = rows, keys
         dq_XRMD, dk_XND, dv_XNE = totals
         scale = self.problem.softmax_scale
         for tile, heads in self._steps(part):
             own_rows = (heads, slice(None), tile.rows)
             logits_xRmn, slope_xRmn = self._logits(part, tile, heads, q_XRMD, k_XND)
-            weights_xRmn = logits_xRmn.sub_(lse_XRM1[own_rows]).exp_()
+            weights_xRmn = logits_xRmn.sub_(top_XRM1[own_rows]).exp_()
             grad_xRmE = grad_XRME[own_rows]
             _add(dv_XNE, tile, heads, _transposed_times(weights_xRmn, grad_xRmE))
             dlogits_xRmn = _times(grad_xRmE, _keys(v_XNE, tile, heads).mT)
@@ -213,7 +223,8 @@ def _add(total_XND: torch.Tensor, tile: Tile, heads: slice, own_xnD: torch.Tenso
 def _times(left_xRmn: torch.Tensor, right_xnD: torch.Tensor) -> torch.Tensor:
     """``(x, R, m, n) @ (x, n, D)``, rows of heads that share keys in one product."""
     group, rows = left_xRmn.shape[1:3]
-    return torch.bmm(left_xRmn.flatten(1, 2), right_xnD).unflatten(1, (group, rows))
+    out_xrD = torch.bmm(left_xRmn.flatten(1, 2), right_xnD)
+    return out_xrD.view(len(out_xrD), group, rows, -1)
 
 
 def _transposed_times(left_xRmn: torch.Tensor, right_xRmD: torch.Tensor) -> torch.Tensor:
@@ -221,11 +232,11 @@ def _transposed_times(left_xRmn: torch.Tensor, right_xRmD: torch.Tensor) -> torc
     return torch.bmm(left_xRmn.flatten(1, 2).mT, right_xRmD.flatten(1, 2))
 
 
-def _merged(
-    out_XRME: torch.Tensor, lse_XRM1: torch.Tensor, other_XRME: torch.Tensor, other_XRM1: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One softmax of two parts of the keys."""
-    both_XRM1 = torch.logaddexp(lse_XRM1, other_XRM1)
-    shift_XRM1 = both_XRM1.masked_fill(both_XRM1 == float("-inf"), 0.0)  # neither sees anything
-    out_XRME = out_XRME * (lse_XRM1 - shift_XRM1).exp()
-    return out_XRME + other_XRME * (other_XRM1 - shift_XRM1).exp(), both_XRM1
+def _merged(one: Found, other: Found) -> Found:
+    """One softmax over the keys of both."""
+    top_XRM1 = torch.maximum(one.top_XRM1, other.top_XRM1)
+    shift_XRM1 = top_XRM1.masked_fill(top_XRM1 == float("-inf"), 0.0)  # neither sees anything
+    sums = [(x.top_XRM1 - shift_XRM1).exp() * x.sum_XRM1 for x in (one, other)]
+    sum_XRM1 = sums[0] + sums[1]
+    out_XRME = one.out_XRME * sums[0] + other.out_XRME * sums[1]
+    return Found(out_XRME / sum_XRM1.masked_fill(sum_XRM1 == 0, 1.0), top_XRM1, sum_XRM1)

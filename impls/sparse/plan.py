@@ -92,7 +92,7 @@ def plan(problem: Problem, device: torch.device, block: int) -> tuple[Part, ...]
         return all_pairs(q, k) & ((q + offset - k) % period != 0)
 
     parts = (_by_remainder(p, all_pairs, block, device), _natural(p, apart, block, device))
-    return tuple(part for part in parts if part.tiles)
+    return tuple(part for part in parts if part.tiles) or parts[:1]
 
 
 def _natural(p: Problem, allows: Allows, block: int, device: torch.device) -> Part:

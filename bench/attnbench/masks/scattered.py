@@ -92,9 +92,7 @@ class Fixed(Mask):
         else:
             # Of its own block a query sees what is no summary too; before the keys it has none.
             details = np.bincount(k_pos[~is_summary] // stride, minlength=q_block[-1] + 1)
-            pairs = int(is_summary.sum()) + np.where(
-                q_pos >= 0, details[np.maximum(q_block, 0)], 0
-            )
+            pairs = int(is_summary.sum()) + np.where(q_pos >= 0, details[np.maximum(q_block, 0)], 0)
         # The last query is behind every summary; other keys need a query of their block.
         keys = is_summary | (k_pos // stride >= q_block[0])
         return Coverage(int(pairs.sum()), int((pairs > 0).sum()), int(keys.sum()))
