@@ -6,7 +6,8 @@ softmax is softmax; the backward makes the weights again from each row's largest
 the sum of what it makes of the others. Nothing larger than a step and the operands is held.
 
 Letters: X = batch · heads_kv, R = query heads that share a key head, M = seqlen_q,
-N = seqlen_k, D = head_dim, E = head_dim_v; m and n are those of one tile, x some of X.
+N = seqlen_k, D = head_dim, E = head_dim_v; m and n are those of one tile, x the products
+of one step: one tile of some heads, or some tiles of one head.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from attnbench import Problem, alibi_slopes
 
 from .plan import Part, Tile, plan
+from .views import add_keys, keys_of, rows_of
 
 Saved = tuple[torch.Tensor, ...]
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -121,19 +123,19 @@ class Gathered:
         top_XRM1 = q_XRMD.new_full((*q_XRMD.shape[:-1], 1), float("-inf"))
         sum_XRM1 = torch.zeros_like(top_XRM1)
         for tile, heads in self._steps(part):
-            own_rows = (heads, slice(None), tile.rows)
             logits_xRmn, _ = self._logits(part, tile, heads, q_XRMD, k_XND)
             weights_xRmn = logits_xRmn.softmax(dim=-1)
             if tile.has_blind or needs_sums:
                 top_xRm1 = logits_xRmn.amax(dim=-1, keepdim=True)
-                top_XRM1[own_rows] = top_xRm1
+                rows_of(top_XRM1, tile, heads).copy_(top_xRm1)
                 sum_xRm1 = 1 / weights_xRmn.amax(dim=-1, keepdim=True)
                 if tile.has_blind:  # softmax made NaN of a row of −inf
                     blind_xRm1 = top_xRm1 == float("-inf")
                     weights_xRmn.masked_fill_(blind_xRm1, 0.0)
                     sum_xRm1.masked_fill_(blind_xRm1, 0.0)
-                sum_XRM1[own_rows] = sum_xRm1
-            out_XRME[own_rows] = _times(weights_xRmn, _keys(v_XNE, tile, heads))
+                rows_of(sum_XRM1, tile, heads).copy_(sum_xRm1)
+            out_xRmE = _times(weights_xRmn, keys_of(v_XNE, tile, heads))
+            rows_of(out_XRME, tile, heads).copy_(out_xRmE)
         found = Found(out_XRME, top_XRM1, sum_XRM1)
         if part.order is None:
             return found
@@ -141,22 +143,26 @@ class Gathered:
         return Found(*(x.index_select(2, back_M) for x in found))
 
     def _steps(self, part: Part) -> Iterator[tuple[Tile, slice]]:
-        """Each tile, for as many heads at once as fit into a step."""
+        """One tile for some heads, or some tiles for one head, as much as fits into a step."""
         p = self.problem
         total, group = p.batch * p.heads_kv, p.heads_q // p.heads_kv
         for tile in part.tiles:
-            each = group * (tile.rows.stop - tile.rows.start) * tile.count
-            heads = min(total, max(1, _LOGITS // each))
-            for start in range(0, total, heads):
-                yield tile, slice(start, start + heads)
+            fit = max(1, _LOGITS // (group * tile.height * tile.count))
+            heads = min(total, fit)
+            along = total * -(-tile.repeats // fit) < tile.repeats * -(-total // heads)
+            heads, tiles = (1, min(tile.repeats, fit)) if along else (heads, 1)
+            for first in range(0, tile.repeats, tiles):
+                some = tile.some(first, min(tiles, tile.repeats - first))
+                for start in range(0, total, heads):
+                    yield some, slice(start, start + heads)
 
     def _logits(
         self, part: Part, tile: Tile, heads: slice, q_XRMD: torch.Tensor, k_XND: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Masked logits of one tile, and the softcap's slope there."""
         p = self.problem
-        q_xRmD = q_XRMD[heads, :, tile.rows] * p.softmax_scale
-        logits_xRmn = _times(q_xRmD, _keys(k_XND, tile, heads).mT)
+        q_xRmD = rows_of(q_XRMD, tile, heads) * p.softmax_scale
+        logits_xRmn = _times(q_xRmD, keys_of(k_XND, tile, heads).mT)
         slope_xRmn = None
         if p.softcap is not None:
             tanh_xRmn = torch.tanh(logits_xRmn / p.softcap)
@@ -191,33 +197,18 @@ class Gathered:
         dq_XRMD, dk_XND, dv_XNE = totals
         scale = self.problem.softmax_scale
         for tile, heads in self._steps(part):
-            own_rows = (heads, slice(None), tile.rows)
             logits_xRmn, slope_xRmn = self._logits(part, tile, heads, q_XRMD, k_XND)
-            weights_xRmn = logits_xRmn.sub_(top_XRM1[own_rows]).exp_()
-            grad_xRmE = grad_XRME[own_rows]
-            _add(dv_XNE, tile, heads, _transposed_times(weights_xRmn, grad_xRmE))
-            dlogits_xRmn = _times(grad_xRmE, _keys(v_XNE, tile, heads).mT)
-            dlogits_xRmn.sub_(delta_XRM1[own_rows]).mul_(weights_xRmn)
+            weights_xRmn = logits_xRmn.sub_(rows_of(top_XRM1, tile, heads)).exp_()
+            grad_xRmE = rows_of(grad_XRME, tile, heads)
+            add_keys(dv_XNE, tile, heads, _transposed_times(weights_xRmn, grad_xRmE))
+            dlogits_xRmn = _times(grad_xRmE, keys_of(v_XNE, tile, heads).mT)
+            dlogits_xRmn.sub_(rows_of(delta_XRM1, tile, heads)).mul_(weights_xRmn)
             if slope_xRmn is not None:
                 dlogits_xRmn.mul_(slope_xRmn)
-            dq_XRMD[own_rows] += _times(dlogits_xRmn, _keys(k_XND, tile, heads)) * scale
-            q_xRmD = q_XRMD[own_rows] * scale
-            _add(dk_XND, tile, heads, _transposed_times(dlogits_xRmn, q_xRmD))
-
-
-def _keys(x_XND: torch.Tensor, tile: Tile, heads: slice) -> torch.Tensor:
-    """What a tile sees of k or v: ``(x, n, D)``, a view where it can be."""
-    if isinstance(tile.keys, slice):
-        return x_XND[heads, tile.keys]
-    return x_XND[heads].index_select(1, tile.keys)
-
-
-def _add(total_XND: torch.Tensor, tile: Tile, heads: slice, own_xnD: torch.Tensor) -> None:
-    """The inverse of :func:`_keys` for gradients."""
-    if isinstance(tile.keys, slice):
-        total_XND[heads, tile.keys] += own_xnD
-    else:
-        total_XND[heads].index_add_(1, tile.keys, own_xnD)
+            dq_xRmD = _times(dlogits_xRmn, keys_of(k_XND, tile, heads))
+            rows_of(dq_XRMD, tile, heads).add_(dq_xRmD, alpha=scale)
+            q_xRmD = rows_of(q_XRMD, tile, heads) * scale
+            add_keys(dk_XND, tile, heads, _transposed_times(dlogits_xRmn, q_xRmD))
 
 
 def _times(left_xRmn: torch.Tensor, right_xnD: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ Letters: M = seqlen_q, N = seqlen_k; m = queries of one tile, n = its keys.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,12 +42,16 @@ class Hidden:
 class Tile:
     """Queries that lie side by side in the order of their part, and the keys they see.
 
+    Along a band one tile is like the next: then it stands for several, each as many keys
+    further on as it is queries.
+
     Attributes:
         rows: the queries.
         keys: the keys, a slice or an int64 tensor ``(n,)``.
         count: of the keys.
         hidden: the pairs to mask; no two overlap.
         has_blind: whether a query sees none of the keys.
+        repeats: how many tiles it stands for; with a slice of keys only.
     """
 
     rows: slice
@@ -55,6 +59,36 @@ class Tile:
     count: int
     hidden: tuple[Hidden, ...]
     has_blind: bool
+    repeats: int = 1
+
+    @property
+    def height(self) -> int:
+        """Queries of one of its tiles."""
+        return int(self.rows.stop - self.rows.start)
+
+    def some(self, first: int, repeats: int) -> Tile:
+        """Some of the tiles it stands for."""
+        if repeats == self.repeats:
+            return self
+        assert isinstance(self.keys, slice)
+        step = first * self.height
+        return replace(
+            self, rows=_moved(self.rows, step), keys=_moved(self.keys, step), repeats=repeats
+        )
+
+    def goes_on_as(self, other: Tile) -> bool:
+        """Whether another tile is the next of those that this one stands for."""
+        if not (isinstance(self.keys, slice) and isinstance(other.keys, slice)):
+            return False
+        step = self.repeats * self.height
+        return (
+            (_moved(self.rows, step), _moved(self.keys, step)) == (other.rows, other.keys)
+            and len(self.hidden) == len(other.hidden)
+            and all(
+                mine.keys == its.keys and mine.pairs_mn is its.pairs_mn
+                for mine, its in zip(self.hidden, other.hidden, strict=True)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +106,7 @@ class Part:
     @property
     def pairs(self) -> int:
         """(query, key) pairs computed, masked ones inside the tiles included."""
-        return sum((tile.rows.stop - tile.rows.start) * tile.count for tile in self.tiles)
+        return sum(tile.repeats * tile.height * tile.count for tile in self.tiles)
 
 
 def plan(problem: Problem, device: torch.device, block: int) -> tuple[Part, ...]:
@@ -129,6 +163,10 @@ def _by_remainder(p: Problem, allows: Allows, block: int, device: torch.device) 
     return Part((order[0].to(device), order[1].to(device)), tuple(maker.tiles))
 
 
+def _moved(where: slice, step: int) -> slice:
+    return slice(where.start + step, where.stop + step)
+
+
 def _blocks(start: int, stop: int, block: int) -> list[slice]:
     return [slice(i, min(i + block, stop)) for i in range(start, stop, block)]
 
@@ -167,7 +205,11 @@ class _Maker:
             Hidden(run, self._shared(~visible_mn[:, run])) for run in _runs(visible_mn.all(dim=0))
         )
         has_blind = not bool(visible_mn.any(dim=1).all())
-        self.tiles.append(Tile(rows, keys, count, hidden, has_blind))
+        tile = Tile(rows, keys, count, hidden, has_blind)
+        if self.tiles and self.tiles[-1].goes_on_as(tile):
+            self.tiles[-1] = replace(self.tiles[-1], repeats=self.tiles[-1].repeats + 1)
+        else:
+            self.tiles.append(tile)
 
     def _shared(self, pairs_mn: torch.Tensor) -> torch.Tensor:
         key = (pairs_mn.shape, pairs_mn.numpy().tobytes())

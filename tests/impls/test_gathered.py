@@ -74,15 +74,31 @@ def test_every_mask_is_right_where_lengths_differ(mask: str, lengths: tuple[int,
     assert_right("gathered", problem, block=16)
 
 
-@pytest.mark.parametrize("mask", ["causal", "strided:stride=2", "bigbird:block=4"])
-def test_every_feature_at_once_is_right(mask: str) -> None:
-    assert_right("gathered", EVERYTHING.replace(mask=mask), block=16)
+@pytest.mark.parametrize(
+    "mask", ["causal", "strided:stride=2", "bigbird:block=4", "window:window=9"]
+)
+@pytest.mark.parametrize("block", [4, 16])
+@pytest.mark.parametrize("logits", [1, 300, 1 << 18])
+def test_every_feature_at_once_is_right_in_steps_of_any_size(
+    logits: int, block: int, mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part("gather"), "_LOGITS", logits)
+    assert_right("gathered", EVERYTHING.replace(mask=mask), block=block)
 
 
-def test_heads_in_turn_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part("gather"), "_LOGITS", 1)
-    assert_right("gathered", EVERYTHING, block=16)
-    assert_right("gathered", EVERYTHING.replace(mask="window:window=9"), block=4)
+@pytest.mark.parametrize(
+    ("heads", "steps"), [(1, {(21, 1), (9, 1)}), (64, {(1, 21), (1, 1)})]
+)  # fmt: skip
+def test_a_step_takes_tiles_of_one_head_or_heads_of_one_tile(
+    heads: int, steps: set[tuple[int, int]]
+) -> None:
+    problem = Problem.of(heads=heads, seqlen=2048, head_dim=8, mask="window:window=129")
+    attention = engine(problem)
+    assert attention.pairs == 64 * (64 + 128 + 30 * 192)
+    taken = [(t, min(x.stop, heads) - x.start) for t, x in attention._steps(attention.parts[0])]
+    assert {(tile.repeats, count) for tile, count in taken if tile.count == 192} == steps
+    work = sum(tile.repeats * tile.height * tile.count * count for tile, count in taken)
+    assert work == heads * attention.pairs
 
 
 @pytest.mark.parametrize("mask", ["strided:stride=2", "block_sparse:block=4,blocks_kept=3-0"])
@@ -122,14 +138,14 @@ def nothing_hidden(gather: ModuleType, plan: ModuleType) -> tuple[object, str, o
 
 
 def one_key_short(gather: ModuleType, plan: ModuleType) -> tuple[object, str, object]:
-    whole = gather._keys
+    whole = gather.keys_of
 
     def cut(x: torch.Tensor, tile: Any, heads: slice) -> torch.Tensor:
         x = whole(x, tile, heads).clone()
         x[:, -1] = 0
         return x
 
-    return gather, "_keys", cut
+    return gather, "keys_of", cut
 
 
 def no_merging(gather: ModuleType, plan: ModuleType) -> tuple[object, str, object]:
@@ -138,9 +154,9 @@ def no_merging(gather: ModuleType, plan: ModuleType) -> tuple[object, str, objec
 
 def gradients_overwrite(gather: ModuleType, plan: ModuleType) -> tuple[object, str, object]:
     def put(total: torch.Tensor, tile: Any, heads: slice, own: torch.Tensor) -> None:
-        total[heads, tile.keys] = own
+        gather.keys_of(total, tile, heads).copy_(own)
 
-    return gather, "_add", put
+    return gather, "add_keys", put
 
 
 def blind_rows_forgotten(gather: ModuleType, plan: ModuleType) -> tuple[object, str, object]:
@@ -231,8 +247,8 @@ def test_elements_made_grow_with_the_pairs_kept(mask: str, direction: str) -> No
 
 
 def test_a_dense_row_is_taken_head_by_head() -> None:
-    problem = Problem.of(heads=8, seqlen=2048, head_dim=8, mask="full")
-    steps = [heads for part_ in engine(problem).parts for _, heads in engine(problem)._steps(part_)]
+    attention = engine(Problem.of(heads=8, seqlen=2048, head_dim=8, mask="full"))
+    steps = [heads for _, heads in attention._steps(attention.parts[0])]
     assert {heads.stop - heads.start for heads in steps} == {2}
     assert len(steps) == 4 * 32
 
