@@ -19,8 +19,9 @@ import torch
 
 from attnbench import Problem, alibi_slopes
 
-from .plan import Part, Tile, plan
-from .views import add_keys, keys_of, rows_of
+from .plan import plan
+from .tiles import Part, Tile
+from .views import add_keys, keys_of, rows_of, times, transposed_times
 
 Saved = tuple[torch.Tensor, ...]
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -134,7 +135,7 @@ class Gathered:
                     weights_xRmn.masked_fill_(blind_xRm1, 0.0)
                     sum_xRm1.masked_fill_(blind_xRm1, 0.0)
                 rows_of(sum_XRM1, tile, heads).copy_(sum_xRm1)
-            out_xRmE = _times(weights_xRmn, keys_of(v_XNE, tile, heads))
+            out_xRmE = times(weights_xRmn, keys_of(v_XNE, tile, heads))
             rows_of(out_XRME, tile, heads).copy_(out_xRmE)
         found = Found(out_XRME, top_XRM1, sum_XRM1)
         if part.order is None:
@@ -162,7 +163,7 @@ class Gathered:
         """Masked logits of one tile, and the softcap's slope there."""
         p = self.problem
         q_xRmD = rows_of(q_XRMD, tile, heads) * p.softmax_scale
-        logits_xRmn = _times(q_xRmD, keys_of(k_XND, tile, heads).mT)
+        logits_xRmn = times(q_xRmD, keys_of(k_XND, tile, heads).mT)
         slope_xRmn = None
         if p.softcap is not None:
             tanh_xRmn = torch.tanh(logits_xRmn / p.softcap)
@@ -200,27 +201,15 @@ class Gathered:
             logits_xRmn, slope_xRmn = self._logits(part, tile, heads, q_XRMD, k_XND)
             weights_xRmn = logits_xRmn.sub_(rows_of(top_XRM1, tile, heads)).exp_()
             grad_xRmE = rows_of(grad_XRME, tile, heads)
-            add_keys(dv_XNE, tile, heads, _transposed_times(weights_xRmn, grad_xRmE))
-            dlogits_xRmn = _times(grad_xRmE, keys_of(v_XNE, tile, heads).mT)
+            add_keys(dv_XNE, tile, heads, transposed_times(weights_xRmn, grad_xRmE))
+            dlogits_xRmn = times(grad_xRmE, keys_of(v_XNE, tile, heads).mT)
             dlogits_xRmn.sub_(rows_of(delta_XRM1, tile, heads)).mul_(weights_xRmn)
             if slope_xRmn is not None:
                 dlogits_xRmn.mul_(slope_xRmn)
-            dq_xRmD = _times(dlogits_xRmn, keys_of(k_XND, tile, heads))
+            dq_xRmD = times(dlogits_xRmn, keys_of(k_XND, tile, heads))
             rows_of(dq_XRMD, tile, heads).add_(dq_xRmD, alpha=scale)
             q_xRmD = rows_of(q_XRMD, tile, heads) * scale
-            add_keys(dk_XND, tile, heads, _transposed_times(dlogits_xRmn, q_xRmD))
-
-
-def _times(left_xRmn: torch.Tensor, right_xnD: torch.Tensor) -> torch.Tensor:
-    """``(x, R, m, n) @ (x, n, D)``, rows of heads that share keys in one product."""
-    group, rows = left_xRmn.shape[1:3]
-    out_xrD = torch.bmm(left_xRmn.flatten(1, 2), right_xnD)
-    return out_xrD.view(len(out_xrD), group, rows, -1)
-
-
-def _transposed_times(left_xRmn: torch.Tensor, right_xRmD: torch.Tensor) -> torch.Tensor:
-    """``Σ over R and m``: ``(x, n, D)``."""
-    return torch.bmm(left_xRmn.flatten(1, 2).mT, right_xRmD.flatten(1, 2))
+            add_keys(dk_XND, tile, heads, transposed_times(dlogits_xRmn, q_xRmD))
 
 
 def _merged(one: Found, other: Found) -> Found:

@@ -8,7 +8,6 @@ kernels' block lists, on a GPU). There is no other way round: what cannot run sa
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,10 +62,6 @@ class Sparse(Attention):
     def fields(self, problem: Problem) -> Mapping[str, Any]:
         """The mask's fields, from the options."""
         return {name: value for name, value in self.options.items() if name != "backend"}
-
-    @abstractmethod
-    def exact_options(self, problem: Problem) -> Mapping[str, int | float]:
-        """The options with which the mask hides nothing that the problem's does not."""
 
     def supports(self, problem: Problem, device: torch.device) -> None:
         super().supports(problem, device)

@@ -1,9 +1,9 @@
-"""What has to be computed under a mask: tiles of queries, each with the keys that it sees.
+"""Cuts a mask into tiles.
 
-A tile is some queries and every key that one of them may see: a slice where these keys lie
-side by side, a list where they do not. What a mask scatters at regular distances (each
-``mask.period``-th key) has no small tiles in the natural order; those pairs are planned in
-the order of remainders, where they lie side by side, as a part of their own.
+A tile is some queries and every key that one of them may see. What a mask scatters at
+regular distances (each ``mask.period``-th key) has no small tiles in the natural order;
+those pairs are planned in the order of remainders, where they lie side by side, as a part
+of their own.
 
 Letters: M = seqlen_q, N = seqlen_k; m = queries of one tile, n = its keys.
 """
@@ -11,102 +11,20 @@ Letters: M = seqlen_q, N = seqlen_k; m = queries of one tile, n = its keys.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from attnbench import Problem
 
+from .tiles import Hidden, Part, Tile
+
 Allows = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(query places (m, 1), key places (1, n)) → bool (m, n), True = may attend."""
 
 _LEAST_REPEATS = 16  # of a period in the sequence, for an order of its own to pay
 _MOST_RUNS = 2  # of keys that some query of a tile does not see; more are taken as one
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """Some keys of a tile that not every query of it may see.
-
-    Attributes:
-        keys: which, as a slice of the tile's keys.
-        pairs_mn: bool, True = may not attend.
-    """
-
-    keys: slice
-    pairs_mn: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Queries that lie side by side in the order of their part, and the keys they see.
-
-    Along a band one tile is like the next: then it stands for several, each as many keys
-    further on as it is queries.
-
-    Attributes:
-        rows: the queries.
-        keys: the keys, a slice or an int64 tensor ``(n,)``.
-        count: of the keys.
-        hidden: the pairs to mask; no two overlap.
-        has_blind: whether a query sees none of the keys.
-        repeats: how many tiles it stands for; with a slice of keys only.
-    """
-
-    rows: slice
-    keys: slice | torch.Tensor
-    count: int
-    hidden: tuple[Hidden, ...]
-    has_blind: bool
-    repeats: int = 1
-
-    @property
-    def height(self) -> int:
-        """Queries of one of its tiles."""
-        return int(self.rows.stop - self.rows.start)
-
-    def some(self, first: int, repeats: int) -> Tile:
-        """Some of the tiles it stands for."""
-        if repeats == self.repeats:
-            return self
-        assert isinstance(self.keys, slice)
-        step = first * self.height
-        return replace(
-            self, rows=_moved(self.rows, step), keys=_moved(self.keys, step), repeats=repeats
-        )
-
-    def goes_on_as(self, other: Tile) -> bool:
-        """Whether another tile is the next of those that this one stands for."""
-        if not (isinstance(self.keys, slice) and isinstance(other.keys, slice)):
-            return False
-        step = self.repeats * self.height
-        return (
-            (_moved(self.rows, step), _moved(self.keys, step)) == (other.rows, other.keys)
-            and len(self.hidden) == len(other.hidden)
-            and all(
-                mine.keys == its.keys and mine.pairs_mn is its.pairs_mn
-                for mine, its in zip(self.hidden, other.hidden, strict=True)
-            )
-        )
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tiles in one order of the sequence; each pair of the mask is in one part only.
-
-    Attributes:
-        order: indices of queries ``(M,)`` and keys ``(N,)`` in this order; None = natural.
-        tiles: no query is in two of them; one that sees nothing may be in none.
-    """
-
-    order: tuple[torch.Tensor, torch.Tensor] | None
-    tiles: tuple[Tile, ...]
-
-    @property
-    def pairs(self) -> int:
-        """(query, key) pairs computed, masked ones inside the tiles included."""
-        return sum(tile.repeats * tile.height * tile.count for tile in self.tiles)
 
 
 def plan(problem: Problem, device: torch.device, block: int) -> tuple[Part, ...]:
@@ -161,10 +79,6 @@ def _by_remainder(p: Problem, allows: Allows, block: int, device: torch.device) 
             maker.add(rows, order[0][rows].int(), k_index_n, first)
         start, first = start + own_queries, first + own_keys
     return Part((order[0].to(device), order[1].to(device)), tuple(maker.tiles))
-
-
-def _moved(where: slice, step: int) -> slice:
-    return slice(where.start + step, where.stop + step)
 
 
 def _blocks(start: int, stop: int, block: int) -> list[slice]:

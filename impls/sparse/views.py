@@ -1,4 +1,4 @@
-"""What one step reads and writes of whole sequences: views, where keys lie side by side.
+"""What one step reads and writes of whole sequences, as views where keys lie side by side.
 
 A step is one tile for some heads, or some tiles of a band for one head; either way x
 matrices, the same for each. The tiles of a band share keys: a view overlaps itself there,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from .plan import Tile
+from .tiles import Tile
 
 
 def rows_of(x_XRMD: torch.Tensor, tile: Tile, heads: slice) -> torch.Tensor:
@@ -51,3 +51,15 @@ def _strips(x_XND: torch.Tensor, tile: Tile, heads: slice, first: int, last: int
     start, height = tile.keys.start, tile.height
     own_ND = x_XND[heads.start, start + first : start + (tile.repeats - 1) * height + last]
     return own_ND.unfold(0, last - first, height).mT
+
+
+def times(left_xRmn: torch.Tensor, right_xnD: torch.Tensor) -> torch.Tensor:
+    """``(x, R, m, n) @ (x, n, D)``, rows of heads that share keys in one product."""
+    group, rows = left_xRmn.shape[1:3]
+    out_xrD = torch.bmm(left_xRmn.flatten(1, 2), right_xnD)
+    return out_xrD.view(len(out_xrD), group, rows, -1)
+
+
+def transposed_times(left_xRmn: torch.Tensor, right_xRmD: torch.Tensor) -> torch.Tensor:
+    """``Σ over R and m``: ``(x, n, D)``."""
+    return torch.bmm(left_xRmn.flatten(1, 2).mT, right_xRmD.flatten(1, 2))
