@@ -19,7 +19,9 @@ from attnbench.masks import (
     BigBird,
     BlockSparse,
     Causal,
+    Dilated,
     Document,
+    Fixed,
     Full,
     PrefixLM,
     Strided,
@@ -44,6 +46,28 @@ DEFINITIONS = [
     (
         Strided(stride=4, causal=False),
         lambda q, k, N: k in range(q - 3, q + 4) or abs(q - k) in range(4, 99, 4),
+    ),
+    (
+        Fixed(stride=4, summary=1),
+        lambda q, k, N: k <= q and (k in range(q - q % 4, q + 1) or k in (3, 7, 11, 15)),
+    ),
+    (Fixed(stride=3, summary=3), lambda q, k, N: k <= q),
+    (
+        Fixed(stride=5, summary=2, causal=False),
+        lambda q, k, N: k in range(q - q % 5, q - q % 5 + 5) or k in (3, 4, 8, 9, 13, 14),
+    ),
+    (Dilated(window=3, dilation=1), lambda q, k, N: k in (q, q - 1, q - 2)),
+    (Dilated(window=3, dilation=2), lambda q, k, N: k in (q, q - 2, q - 4)),
+    (
+        Dilated(window=3, dilation=4, causal=False),
+        lambda q, k, N: k in (q - 8, q - 4, q, q + 4, q + 8),
+    ),
+    (
+        BlockSparse(block=2, blocks_per_row=2, causal=True),
+        lambda q, k, N: (
+            k <= q
+            and BlockSparse(blocks_per_row=2, causal=True).block_table(-(-N // 2))[q // 2, k // 2]
+        ),
     ),
     (BlockSparse(block=2, blocks_kept=BLOCKS), lambda q, k, N: (q // 2, k // 2) in BLOCKS),
     (
@@ -249,6 +273,27 @@ def test_block_sparse_keeps_the_diagonal_and_about_its_density():
 
 
 @pytest.mark.parametrize("causal", [False, True])
+def test_block_sparse_keeps_as_many_blocks_a_row_as_it_says(causal):
+    kept = BlockSparse(blocks_per_row=3, causal=causal).block_table(20)
+    assert kept.diagonal().all()
+    assert kept.sum(axis=1).tolist() == ([1, 2] + 18 * [3] if causal else 20 * [3])
+    if causal:
+        assert not np.triu(kept, 1).any()  # a block ahead would be lost to causality
+    assert BlockSparse(blocks_per_row=9).block_table(5).all()
+    other = BlockSparse(blocks_per_row=3, causal=causal, seed=1).block_table(20)
+    assert (kept != other).any()
+
+
+def test_what_lies_outside_the_neighbourhood_is_a_multiple_of_the_period_away():
+    far = {Strided(stride=3): 3, Dilated(window=5, dilation=2): 1}
+    for mask, neighbourhood in far.items():
+        q, k = np.nonzero(mask.dense(40, 40).numpy())
+        assert mask.period > 1
+        assert not ((q - k) % mask.period)[abs(q - k) >= neighbourhood].any()
+    assert Causal().period == 1
+
+
+@pytest.mark.parametrize("causal", [False, True])
 def test_bigbird_has_its_window_its_globals_and_its_random_blocks(causal):
     mask = BigBird(window_blocks=3, global_blocks=2, random_blocks=2, causal=causal)
     kept = mask.block_table(20)
@@ -306,6 +351,7 @@ def test_json_holds_lists_and_every_field():
         "seed": 0,
         "blocks_kept": [[0, 1]],
         "density": 0.25,
+        "blocks_per_row": 0,
     }
 
 
@@ -357,6 +403,11 @@ def test_a_whole_number_density_is_the_same_mask():
         ({"kind": "block_sparse", "blocks_kept": [[0, "1"]]}, "pairs (query block, key block)"),
         ("block_sparse:blocks_kept=0-0,density=0.5", "density 0.5 has no effect"),
         ("block_sparse:blocks_kept=0-0,seed=3", "seed 3 has no effect"),
+        ("block_sparse:blocks_kept=0-0,blocks_per_row=3", "blocks_per_row 3 has no effect"),
+        ("block_sparse:blocks_per_row=3,density=0.5", "density 0.5 has no effect when blocks_per"),
+        ("fixed:stride=4,summary=5", "summary 5 must not exceed stride 4"),
+        ("fixed:stride=4,summary=0", "summary must be positive, got 0"),
+        ("dilated:dilation=0", "dilation must be positive, got 0"),
         ("bigbird:window_blocks=2", "window_blocks must be odd, got 2"),
         ("bigbird:random_blocks=-1", "random_blocks must not be negative, got -1"),
     ],

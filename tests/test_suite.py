@@ -14,7 +14,8 @@ from attnbench.suite import Suite, find_suite, list_suites, load_suite
 
 SHIPPED = {
     "d_model": 16, "decode": 32, "full": 592, "gpu": 64, "gqa": 40, "heads": 16,
-    "models": 22, "precision": 48, "quick": 24, "seqlen": 40, "triton": 32, "window": 36,
+    "models": 22, "precision": 48, "quick": 24, "seqlen": 40, "sparse": 6, "triton": 32,
+    "window": 36,
 }  # fmt: skip
 
 

@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from attnbench.alibi import alibi_bias, alibi_slopes
+    from attnbench.errors import UserError
     from attnbench.inputs import Inputs, make_inputs
+    from attnbench.lookup import implementation
     from attnbench.masks import Mask, parse_mask
     from attnbench.offline import Case
     from attnbench.plugin import Attention, ForwardBackward, Unsupported, register
@@ -27,9 +29,11 @@ __all__ = [
     "Mask",
     "Problem",
     "Unsupported",
+    "UserError",
     "__version__",
     "alibi_bias",
     "alibi_slopes",
+    "implementation",
     "make_inputs",
     "parse_mask",
     "register",
@@ -40,6 +44,8 @@ _HOMES = {
     "ForwardBackward": "plugin",
     "Unsupported": "plugin",
     "register": "plugin",
+    "UserError": "errors",
+    "implementation": "lookup",
     "Problem": "problem",
     "Mask": "masks",
     "parse_mask": "masks",

@@ -195,6 +195,16 @@ def load(entry: Entry) -> type[plugin.Attention]:
     raise plugin.Unsupported(f"{entry.file} no longer registers {entry.name!r}")
 
 
+def registered(source: Source, name: str) -> type[plugin.Attention] | None:
+    """The class that a source registers by a name; None if it does not, or cannot be imported."""
+    try:
+        declarations = _import(source)
+    except Exception:  # listed as unavailable, with the reason; nothing to somebody else
+        return None
+    sound = (d.cls for d in declarations if d.name == name and d.fault is None)
+    return next(sound, None)
+
+
 def make(told: dict[str, Any]) -> plugin.Attention:
     """The implementation that a worker's task names, with its options."""
     return load(Entry.from_json(told["entry"]))(**told["options"])

@@ -15,7 +15,8 @@ from attnbench.battery import CASES, run_case
 
 NAMES = {
     "naive", "sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "flex", "blockwise",
-    "triton", "triton-gluon",
+    "triton", "triton-gluon", "gathered", "window", "dilated", "strided", "fixed", "block-sparse",
+    "bigbird", "top-k",
 }  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 A mask is its *predicate*: given a query position and a key position, may they meet? From
 that one definition come the dense mask, the block lists, the FlexAttention ``mask_mod``
 and the exact counts behind FLOPs and bytes. ``base`` holds what all masks share, ``kinds``
-the masks themselves; this module is their public face and reads them from text and JSON.
+and ``scattered`` the masks themselves; this module is their public face and reads them
+from text and JSON.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from attnbench.masks.kinds import (
     Document,
     Full,
     PrefixLM,
-    Strided,
     Window,
 )
+from attnbench.masks.scattered import Dilated, Fixed, Strided
 from attnbench.spec import parse_spec
 
 __all__ = [
@@ -33,7 +34,9 @@ __all__ = [
     "BlockSparse",
     "Causal",
     "Coverage",
+    "Dilated",
     "Document",
+    "Fixed",
     "Full",
     "Mask",
     "Predicate",
@@ -44,10 +47,10 @@ __all__ = [
     "positions",
 ]
 
-MASKS: Mapping[str, type[Mask]] = {
-    cls.kind: cls
-    for cls in (Full, Causal, Window, PrefixLM, Document, BlockSparse, Strided, BigBird)
-}
+_KINDS = (
+    Full, Causal, Window, PrefixLM, Document, BlockSparse, Strided, BigBird, Fixed, Dilated,
+)  # fmt: skip
+MASKS: Mapping[str, type[Mask]] = {cls.kind: cls for cls in _KINDS}
 
 
 def parse_mask(given: str | Mapping[str, Any] | Mask) -> Mask:

@@ -93,6 +93,15 @@ class Mask(ABC):
         """True when no query may look past its own position."""
         return bool(getattr(self, "causal", False))
 
+    @property
+    def period(self) -> int:
+        """Keys that a query sees outside its neighbourhood are multiples of this away.
+
+        1 where a mask has no such habit. Whoever sorts positions by their remainder has
+        side by side what the mask scatters.
+        """
+        return 1
+
     # ---- forms an implementation may want -------------------------------------------
 
     def dense(

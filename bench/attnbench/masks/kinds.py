@@ -169,44 +169,6 @@ class Document(Mask):
 
 
 @dataclass(frozen=True)
-class Strided(Mask):
-    """Sparse Transformer's strided pattern (Child et al. 2019, arXiv 1904.10509, §4.3).
-
-    The ``stride`` most recent keys, and every ``stride``-th one before them. With
-    ``causal = false`` the same ahead.
-    """
-
-    kind: ClassVar[str] = "strided"
-    stride: int = 64
-    causal: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(1, "stride")
-
-    def predicate(self, seqlen_q: int, seqlen_k: int, table: Table = np.asarray) -> Predicate:
-        stride = self.stride
-        if self.causal:
-            return lambda q, k: (q >= k) & ((q - k < stride) | ((q - k) % stride == 0))
-        return lambda q, k: ((q - k < stride) & (k - q < stride)) | ((q - k) % stride == 0)
-
-    def tally(self, seqlen_q: int, seqlen_k: int) -> Coverage:
-        q_pos, k_pos = positions(seqlen_q, seqlen_k)
-        behind = np.maximum(q_pos, -1)  # keys before the query; −1 puts a query before them all
-        pairs = np.minimum(behind + 1, self.stride) + behind // self.stride * (behind >= 0)
-        if not self.causal:
-            # Ahead lie distances d in [first, last]: the near ones, then the multiples.
-            first, last = np.maximum(1, -q_pos), seqlen_k - 1 - q_pos
-            pairs += np.maximum(np.minimum(last, self.stride - 1) - first + 1, 0)
-            pairs += last // self.stride - (first - 1) // self.stride
-        # A key in the queries' range sees itself; an earlier one is met by the first query
-        # that is near, or by the first one a multiple of stride away.
-        gap = q_pos[0] - k_pos
-        keys = (gap < self.stride) | (-gap % self.stride < seqlen_q)
-        return Coverage(int(pairs.sum()), int((pairs > 0).sum()), int(keys.sum()))
-
-
-@dataclass(frozen=True)
 class _BlockMask(Mask):
     """Masks that are a table of allowed ``block × block`` squares, cut by causality."""
 
@@ -258,16 +220,19 @@ class BlockSparse(_BlockMask):
     """Any list of blocks, or a share of all blocks drawn from ``seed``.
 
     ``blocks_kept`` lists allowed ``(query block, key block)`` squares; a query left without
-    a key gives zeros. Without it each square is kept with probability ``density``; the
-    diagonal is always kept, so that no query is left without a key.
+    a key gives zeros. With ``blocks_per_row`` each row of blocks keeps that many, drawn from
+    those that causality lets it see. With neither each square is kept with probability
+    ``density``. Drawn masks keep the diagonal, so that no query is left without a key.
     """
 
     kind: ClassVar[str] = "block_sparse"
     blocks_kept: tuple[tuple[int, int], ...] = ()
     density: float = 0.25
+    blocks_per_row: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._at_least(0, "blocks_per_row")
         if not 0 < self.density <= 1:
             raise UserError(f"mask block_sparse: density must be in (0, 1], got {self.density}")
         for pair in self.blocks_kept:
@@ -276,12 +241,16 @@ class BlockSparse(_BlockMask):
                     "mask block_sparse: blocks_kept must hold pairs (query block, key block), "
                     f"got {pair!r}"
                 )
-        for name in ("density", "seed"):
-            if self.blocks_kept and getattr(self, name) != getattr(type(self), name):
-                raise UserError(
-                    f"mask block_sparse: {name} {getattr(self, name)} has no effect when "
-                    "blocks_kept is given; leave one out"
-                )
+        for given, idle in (
+            ("blocks_kept", ("density", "seed", "blocks_per_row")),
+            ("blocks_per_row", ("density",)),
+        ):
+            for name in idle:
+                if getattr(self, given) and getattr(self, name) != getattr(type(self), name):
+                    raise UserError(
+                        f"mask block_sparse: {name} {getattr(self, name)} has no effect when "
+                        f"{given} is given; leave one out"
+                    )
 
     def check(self, seqlen_q: int, seqlen_k: int) -> None:
         super().check(seqlen_q, seqlen_k)
@@ -299,7 +268,13 @@ class BlockSparse(_BlockMask):
             kept[list(rows), list(columns)] = True
             return kept
         rng = np.random.default_rng([self.seed, blocks])
-        drawn: Bools = rng.random((blocks, blocks)) < self.density
+        if self.blocks_per_row:
+            drawn = np.eye(blocks, dtype=np.bool_)
+            for row in range(blocks):
+                others = np.delete(np.arange(row + 1 if self.causal else blocks), row)
+                drawn[row, rng.permutation(others)[: self.blocks_per_row - 1]] = True
+            return drawn
+        drawn = rng.random((blocks, blocks)) < self.density
         return drawn | np.eye(blocks, dtype=np.bool_)
 
 
