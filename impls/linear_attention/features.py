@@ -5,7 +5,7 @@ on average, the exponential of a product. All return ``(φ(q), φ(k))`` of the i
 factor on all features of one query cancels, so that each is free to leave it out.
 
 Letters: B = batch, G = heads_kv, R = query heads that share a key head, M = seqlen_q,
-N = seqlen_k, D = head_dim, F = features, f = half of them.
+N = seqlen_k, D = head_dim, F = features, f = half of them; b = B·G, r = R·M.
 """
 
 from __future__ import annotations
@@ -67,17 +67,21 @@ class Positive(nn.Module):
     def forward(self, q_BGRMD: torch.Tensor, k_BGND: torch.Tensor) -> Pair:
         """Features as many as there are random w."""
         w_FD = self.projection_FD * math.sqrt(abs(self.scale))
-        norm_BGN1 = k_BGND.square().sum(dim=-1, keepdim=True)
-        log_k_BGNF = _affine(k_BGND, w_FD, norm_BGN1 * (-abs(self.scale) / 2))
-        top_BG1F = log_k_BGNF.detach().amax(dim=2, keepdim=True)
-        phi_k_BGNF = log_k_BGNF.sub_(top_BG1F).exp_()
+        # Heads are a batch here, b, because changing a view in place would cost a copy.
+        k_bND, q_brD = k_BGND.flatten(0, 1), q_BGRMD.flatten(2, 3).flatten(0, 1)
+        norm_bN1 = k_bND.square().sum(dim=-1, keepdim=True)
+        log_k_bNF = _affine(k_bND, w_FD, norm_bN1 * (-abs(self.scale) / 2))
+        top_b1F = log_k_bNF.detach().amax(dim=1, keepdim=True)
+        phi_k_bNF = log_k_bNF.sub_(top_b1F).exp_()
         if self.floor:
-            phi_k_BGNF = phi_k_BGNF + self.floor
-        signed_FD = w_FD if self.scale >= 0 else -w_FD
-        log_q_BGrF = _affine(q_BGRMD.flatten(2, 3), signed_FD, top_BG1F)
-        top_BGr1 = log_q_BGrF.detach().amax(dim=-1, keepdim=True)
-        phi_q_BGrF = log_q_BGrF.sub_(top_BGr1).exp_()
-        return torch.unflatten(phi_q_BGrF, 2, q_BGRMD.shape[2:4]), phi_k_BGNF
+            phi_k_bNF = phi_k_bNF + self.floor
+        log_q_brF = _affine(q_brD, w_FD if self.scale >= 0 else -w_FD, top_b1F)
+        top_br1 = log_q_brF.detach().amax(dim=-1, keepdim=True)
+        phi_q_brF = log_q_brF.sub_(top_br1).exp_()
+        return (
+            phi_q_brF.view(*q_BGRMD.shape[:4], -1),
+            phi_k_bNF.view(*k_BGND.shape[:3], -1),
+        )
 
 
 class Trigonometric(nn.Module):
@@ -119,9 +123,6 @@ def orthogonal_gaussian(
     return (torch.cat(blocks)[:rows] * length_R1).to(device, dtype)
 
 
-def _affine(x_BGSD: torch.Tensor, w_FD: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """``x wᵀ + offset`` in one pass, in memory of its own: ``(B, G, S, F)``."""
-    batch, heads, _, dim = x_BGSD.shape
-    w_bDF = w_FD.mT.expand(batch * heads, dim, -1)
-    out_bSF = torch.baddbmm(offset.flatten(0, 1), x_BGSD.flatten(0, 1), w_bDF)
-    return torch.unflatten(out_bSF, 0, (batch, heads))
+def _affine(x_bSD: torch.Tensor, w_FD: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """``x wᵀ + offset`` in one pass, in memory of its own: ``(b, S, F)``."""
+    return torch.baddbmm(offset, x_bSD, w_FD.mT.expand(x_bSD.shape[0], -1, -1))

@@ -46,9 +46,10 @@ def attend_causally(
     states_BGnFP = k_BGnCF.mT @ v_BGnCP
     # Summed after a shift, not summed and then subtracted: a chunk may outweigh all before it.
     before_BGnFP = torch.cat([early_BGFP[:, :, None], states_BGnFP[:, :, :-1]], dim=2).cumsum(2)
-    weights_BGnRCC = torch.unflatten(q_BGnrF @ k_BGnCF.mT, 3, q_BGnRCF.shape[3:5]).tril_()
-    sums_BGnrP = q_BGnrF @ before_BGnFP
-    sums_BGnrP = sums_BGnrP + weights_BGnRCC.flatten(3, 4) @ v_BGnCP
+    position_C = torch.arange(chunk, device=v_BGNE.device)
+    later_rC = (position_C > position_C[:, None]).repeat(q_BGnRCF.shape[3], 1)
+    weights_BGnrC = (q_BGnrF @ k_BGnCF.mT).masked_fill_(later_rC, 0.0)
+    sums_BGnrP = q_BGnrF @ before_BGnFP + weights_BGnrC @ v_BGnCP
     sums_BGRnCP = torch.unflatten(sums_BGnrP, 3, q_BGnRCF.shape[3:5]).transpose(2, 3)
     return _normalised(sums_BGRnCP.flatten(3, 4)[:, :, :, :queries])
 
