@@ -142,7 +142,7 @@ def solved(a_LL: torch.Tensor, read_LE: torch.Tensor) -> torch.Tensor:
 
     Differentiating A⁺ itself would multiply by it twice, and with it the rounding errors.
     Written as one step of refinement, which autograd then differentiates into just that.
-    Directions that are no singular value's are constant to it.
+    What the pseudo-inverse leaves out as singular is constant to it.
     """
     with torch.no_grad():
         z_LL: torch.Tensor = torch.linalg.pinv(a_LL, rtol=_RCOND)

@@ -4,9 +4,10 @@ They differ in their features (``features``) and share the sums (``products``), 
 time and memory in proportion to seqlen. Each computes in float32, or float64 for such inputs.
 
 Only ``performer`` tends to softmax attention, with the number of its features; it has no
-setting at which it is exact. ``linear`` and ``cosformer`` are other functions of q and k, and
-``rfa`` approximates the softmax of cosines: no setting of theirs leads to dense attention.
-None has a use for a KV cache: a decode step keeps the sums instead.
+setting at which it is exact, and where q and k are long it needs very many. ``linear`` and
+``cosformer`` are other functions of q and k, and ``rfa`` approximates the softmax of cosines:
+no setting of theirs leads to dense attention. None has a use for a KV cache: a decode step
+keeps the sums instead.
 
 Letters: B = batch, H = heads_q, G = heads_kv, R = H / G, M = seqlen_q, N = seqlen_k,
 D = head_dim, E = head_dim_v.

@@ -15,7 +15,7 @@ from attnbench.battery import CASES, run_case
 
 NAMES = {
     "naive", "sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "flex", "blockwise",
-    "triton",
+    "triton", "linformer", "nystrom", "performer", "linear", "cosformer", "rfa",
 }  # fmt: skip
 
 
