@@ -1,0 +1,132 @@
+"""``linformer``: attention to a fixed number of learned mixtures of the keys.
+
+E and F, of shape (rank, seqlen_k), mix keys and values along the sequence; softmax attention
+follows with ``rank`` keys in place of seqlen_k. Both are parameters to be learned, the same
+for all heads. Before they are, they say little: ``projections`` chooses how they begin,
+``random`` as Theorem 2 of the paper has them, N(0, 1/rank), ``mean`` as the means of equal
+segments (the paper's pooling), ``identity`` as each key itself, which with rank = seqlen_k is
+dense attention.
+
+Every mixture holds every key: causal masks, or any others, have no definition, and neither
+has a decode step, as E and F belong to one length.
+
+Letters: B = batch, H = heads_q, G = heads_kv, M = seqlen_q, N = seqlen_k, r = rank,
+D = head_dim, E = head_dim_v.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attnbench import Attention, Problem, Unsupported, register
+
+_PROJECTIONS = ("random", "mean", "identity")
+
+
+@register("linformer")
+class Linformer(Attention):
+    """Linformer: keys and values mixed down to a learned few along the sequence."""
+
+    kind = "approximate"
+    features = frozenset({"backward", "cross", "gqa", "head_dim_v", "scale"})
+    masks = ("full",)
+    dtypes = ("float64", "float32", "bfloat16", "float16")
+    options = {"rank": 128, "shared": False, "projections": "random"}
+    version = torch.__version__
+    source = "Wang et al. 2020, Linformer, arXiv 2006.04768"
+
+    def supports(self, problem: Problem, device: torch.device) -> None:
+        if problem.mask.kind != "full":
+            raise Unsupported(
+                f"mask {problem.mask.kind} has no definition: each of Linformer's keys is a "
+                "mixture of all, which cannot be hidden one by one"
+            )
+        super().supports(problem, device)
+        rank, begin = int(self.options["rank"]), self.options["projections"]
+        if rank < 1:
+            raise Unsupported(f"rank must be at least 1, got {rank}")
+        if begin not in _PROJECTIONS:
+            raise Unsupported(f"projections are {', '.join(_PROJECTIONS)}, got {begin!r}")
+        if begin == "identity" and rank != problem.seqlen_k:
+            raise Unsupported(f"identity needs rank = seqlen_k {problem.seqlen_k}, got {rank}")
+        if begin == "mean" and rank > problem.seqlen_k:
+            raise Unsupported(f"no {rank} segments can be cut from {problem.seqlen_k} keys")
+
+    def build(self, problem: Problem, device: torch.device) -> Mixed:
+        rank, begin = int(self.options["rank"]), str(self.options["projections"])
+        return Mixed(problem, device, rank, begin, shared=bool(self.options["shared"]))
+
+    def exact_options(self, problem: Problem) -> Mapping[str, int | str]:
+        """Each key its own mixture."""
+        return {"rank": problem.seqlen_k, "projections": "identity"}
+
+    def flops(self, problem: Problem) -> int:
+        """``2·N·r·(D + E)`` a key head to mix, ``2·M·r·(D + E)`` a query head to attend.
+
+        The backward to q, k and v mixes once more (training E and F would add that again) and
+        attends with 2.5 times the forward for D = E, the logits again, as ``Problem.flops``.
+        """
+        p, rank = problem, int(self.options["rank"])
+        mixing = 2 * p.batch * p.heads_kv * p.seqlen_k * rank * (p.head_dim + p.head_dim_v)
+        rows = 2 * p.batch * p.heads_q * p.seqlen_q * rank
+        forward = mixing + rows * (p.head_dim + p.head_dim_v)
+        backward = mixing + rows * (3 * p.head_dim + 2 * p.head_dim_v)
+        return {"forward": forward, "backward": backward, "both": forward + backward}[p.direction]
+
+    def ideal_bytes(self, problem: Problem) -> int:
+        """What dense attention moves, and E and F."""
+        matrices = 1 if self.options["shared"] else 2
+        times = 2 if problem.direction == "both" else 1
+        elements = matrices * int(self.options["rank"]) * problem.seqlen_k
+        return problem.ideal_bytes() + times * elements * problem.element_bytes
+
+
+class Mixed(nn.Module):
+    """One problem's Linformer, with parameters ``mix_k_rN`` (E) and ``mix_v_rN`` (F)."""
+
+    def __init__(
+        self, problem: Problem, device: torch.device, rank: int, begin: str, *, shared: bool
+    ) -> None:
+        super().__init__()
+        self.scale = problem.softmax_scale
+        self.is_grouped = problem.heads_q != problem.heads_kv
+
+        def matrix() -> nn.Parameter:
+            start_rN = _begin(begin, rank, problem.seqlen_k)
+            return nn.Parameter(start_rN.to(device, problem.torch_dtype))
+
+        self.mix_k_rN = matrix()
+        self.mix_v_rN = self.mix_k_rN if shared else matrix()
+
+    def forward(
+        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+    ) -> torch.Tensor:
+        """``(B, H, M, E)``."""
+        return F.scaled_dot_product_attention(
+            q_BHMD, _mixed(self.mix_k_rN, k_BGND), _mixed(self.mix_v_rN, v_BGNE),
+            scale=self.scale, enable_gqa=self.is_grouped,
+        )  # fmt: skip
+
+
+def _mixed(mix_rN: torch.Tensor, x_BGND: torch.Tensor) -> torch.Tensor:
+    """``(B, G, r, D)``; the matrix is not copied for every head."""
+    batch, heads, keys, dim = x_BGND.shape
+    x_bND = x_BGND.reshape(batch * heads, keys, dim)
+    return torch.unflatten(mix_rN.expand(batch * heads, -1, -1) @ x_bND, 0, (batch, heads))
+
+
+def _begin(begin: str, rank: int, keys: int) -> torch.Tensor:
+    """How a matrix begins, ``(rank, keys)``; random ones come from torch's generator."""
+    if begin == "random":
+        return torch.randn(rank, keys) / math.sqrt(rank)
+    if begin == "identity":
+        return torch.eye(keys)
+    mix_rN = torch.zeros(rank, keys)
+    for row, segment in enumerate(torch.arange(keys).tensor_split(rank)):
+        mix_rN[row, segment] = 1 / len(segment)
+    return mix_rN
