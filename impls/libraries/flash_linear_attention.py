@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from attnbench import Problem, Unsupported, register
+from attnbench import Problem, register
 
 from .library import Built, Library
 from .package import Package
@@ -34,11 +34,6 @@ class Fla(Library):
     dtypes = ("float32", "bfloat16", "float16")
     version = PACKAGE.version()
     source = "Yang & Zhang 2024, github.com/fla-org/flash-linear-attention"
-
-    def supports(self, problem: Problem, device: torch.device) -> None:
-        if problem.mask.kind == "full":
-            raise Unsupported("the library's linear attention is causal")
-        super().supports(problem, device)
 
     def prepare(self, problem: Problem, device: torch.device) -> Built:
         keywords = {"scale": 1.0, "normalize": True}

@@ -97,4 +97,4 @@ class Library(Attention):
         except (RuntimeError, ValueError, AssertionError) as error:
             # NotImplementedError is a RuntimeError. Anything else is a fault of this code.
             text = " ".join(str(error).split()) or type(error).__name__
-            raise Unsupported(f"{self.package.distribution} refuses: {text[:500]}") from error
+            raise Unsupported(f"{self.package.distribution} refuses: {text[:2000]}") from error

@@ -23,7 +23,7 @@ from attnbench import Problem, Unsupported, alibi_bias, make_inputs, register
 from .library import Built, Library
 from .package import Package
 
-PACKAGE = Package("xformers", "xformers.ops.fmha", (0, 0, 28), "pip install xformers")
+PACKAGE = Package("xformers", "xformers.ops.fmha", (0, 0, 34), "pip install xformers")
 _ALIGNMENT = 16  # elements from one row of a bias to the next, for every dtype
 _NOT_LOADED = "wasn't build with CUDA support"  # xformers' words for a library not loaded
 
@@ -37,9 +37,17 @@ class XFormers(Library):
     has_local_bias: ClassVar[bool] = True
     has_causal_bias: ClassVar[bool] = True
     features = Library.features | {"alibi"}
-    dtypes = ("float32", "bfloat16", "float16")
+    dtypes: ClassVar[tuple[str, ...] | None] = ("float32", "bfloat16", "float16")
     version = PACKAGE.version()
     source = "Lefaudeux et al. 2022, github.com/facebookresearch/xformers"
+
+    def build(self, problem: Problem, device: torch.device) -> Built:
+        try:
+            return super().build(problem, device)
+        except Unsupported as refusal:
+            if why := _why_not_loaded(str(refusal)):
+                raise Unsupported(f"{refusal}{why}") from refusal
+            raise
 
     def prepare(self, problem: Problem, device: torch.device) -> Built:
         fmha = _fmha()
@@ -161,8 +169,7 @@ def _check(operators: tuple[Any, Any], asked: Any, wants_grad: bool) -> None:
         if (reasons := operator.not_supported_reasons(asked))
     ]
     if refused:
-        text = " | ".join(refused)
-        raise Unsupported(f"xformers refuses {text}{_why_not_loaded(text)}")
+        raise Unsupported(f"xformers refuses {' | '.join(refused)}")
 
 
 def _why_not_loaded(text: str) -> str:
