@@ -14,6 +14,7 @@ D = head_dim, E = head_dim_v.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import Any, ClassVar
 
 import torch
@@ -176,7 +177,7 @@ def _why_not_loaded(text: str) -> str:
     """The wheel's library is for one CUDA: beside another, every operator refuses the GPU."""
     if _NOT_LOADED not in text:
         return ""
-    library = PACKAGE.load("xformers._cpp_lib")
+    library = sys.modules.get("xformers._cpp_lib")  # imported long since, where there is one
     failure = getattr(library, "_cpp_library_load_exception", None)
     said = f": {' '.join(str(failure).split())}" if failure else ""
     return (

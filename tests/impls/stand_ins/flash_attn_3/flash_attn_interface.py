@@ -1,4 +1,4 @@
-"""A stand-in for flash_attn_interface of FlashAttention-3: its published functions, on CPU, with plain operations."""
+"""A stand-in for FlashAttention-3's ``flash_attn_interface``: published functions, on CPU."""
 
 from __future__ import annotations
 
