@@ -10,6 +10,7 @@ import pytest
 from attnbench.errors import UserError
 from attnbench.plan import Contender, Plan, choose, make_plan, parse_shard
 from attnbench.registry import Entry, Source
+from attnbench.session import Session
 from attnbench.suite import Suite, load_suite
 
 
@@ -45,6 +46,26 @@ def ids(plan: Plan) -> list[str]:
 
 
 # ---- choose ------------------------------------------------------------------------------
+
+
+def test_a_suite_says_which_kinds_take_part_and_who_asks_gets_what_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text('title = "T"\nkinds = ["exact"]\n[grid]\nseqlen = 8\n')
+    entries = [entry("dense"), replace(entry("sparse"), kind="approximate")]
+    session = Session(tmp_path, "cpu", None, entries, {})  # type: ignore[arg-type]
+    exact, both = load_suite(path), replace(load_suite(path), kinds=("exact", "approximate"))
+    assert [c.spec for c in session.contenders(exact)] == ["dense"]
+    assert [c.spec for c in session.contenders(both)] == ["dense", "sparse"]
+    assert [c.spec for c in session.contenders(exact, ["sparse"])] == ["sparse"]
+
+
+def test_a_kind_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text('title = "T"\nkinds = ["exakt"]\n[grid]\nseqlen = 8\n')
+    with pytest.raises(UserError, match=r"s\.toml: kinds\.0 = \"exakt\": should be 'exact' or"):
+        load_suite(path)
 
 
 def test_globs_name_implementations_once_in_order() -> None:

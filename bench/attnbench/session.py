@@ -69,11 +69,15 @@ class Session:
     def contenders(self, suite: Suite, impls: Sequence[str] = ()) -> list[Contender]:
         """Who is to be measured: ``impls``, or else the suite's, with the options of ``--set``.
 
+        The suite's ``kinds`` choose among its own; who asks for an implementation gets it.
+
         Raises:
             UserError: see :func:`attnbench.plan.choose`.
         """
-        where = "--impls" if impls else f"{suite.path}: impls"
-        return choose(impls or suite.impls, self.entries, where, suite.options)
+        if impls:
+            return choose(impls, self.entries, "--impls", suite.options)
+        of_kind = [e for e in self.entries if e.kind in suite.kinds]
+        return choose(suite.impls, of_kind, f"{suite.path}: impls", suite.options)
 
     def plan(
         self,

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
@@ -40,6 +40,7 @@ _RIVALS = {  # giving one of these with --set replaces the others
     "head_dim": ("d_model",),
 }
 
+Kind = Literal["exact", "approximate"]
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -52,6 +53,7 @@ class Suite:
     title: str
     baseline: str
     impls: tuple[str, ...]
+    kinds: tuple[Kind, ...]  # of implementations that ``impls`` may name
     problems: tuple[Problem, ...]
     measure: Measure
     verify: Verify
@@ -77,6 +79,7 @@ class _File(BaseModel):
     title: str
     baseline: str = ""
     impls: list[str] = ["*"]
+    kinds: list[Kind] = list(get_args(Kind))
     grid: dict[str, Any] = {}
     points: list[dict[str, Any]] = []
     measure: dict[str, Any] = {}
@@ -133,8 +136,9 @@ def load_suite(
         file.measure.update(settings.PRESETS[preset])
     for override in overrides:
         _apply(file, override)
-    if not file.impls:
-        raise UserError(f"{path}: impls is empty; it needs at least one name or glob")
+    for key in ("impls", "kinds"):
+        if not getattr(file, key):
+            raise UserError(f"{path}: {key} is empty; it needs at least one")
     problems = _expand(file, path)
     return Suite(
         name=path.stem,
@@ -142,6 +146,7 @@ def load_suite(
         title=file.title,
         baseline=file.baseline,
         impls=tuple(file.impls),
+        kinds=tuple(file.kinds),
         problems=problems,
         measure=_validate(Measure, file.measure, path, "measure"),
         verify=_validate(Verify, file.verify, path, "verify"),

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from installed import install, on_cpu
+
+__all__ = ["install", "on_cpu"]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """On a busy machine, threads that wait for one another make small shapes ten times slower."""
     before = torch.get_num_threads()

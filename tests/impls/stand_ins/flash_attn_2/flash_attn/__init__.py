@@ -1,0 +1,50 @@
+"""A stand-in for flash-attn 2: its published functions, on CPU, with plain operations."""
+
+from __future__ import annotations
+
+import torch
+from plain import attend, offsets
+
+
+def flash_attn_func(
+    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1),
+    softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False,
+):  # fmt: skip
+    if max(q.shape[-1], v.shape[-1]) > 256:
+        raise RuntimeError("FlashAttention forward only supports head dimension at most 256")
+    ahead = offsets(q.shape[1], k.shape[1])
+    left, right = window_size
+    allowed = torch.ones_like(ahead, dtype=torch.bool)
+    if left >= 0:
+        allowed &= ahead >= -left
+    if right >= 0:
+        allowed &= ahead <= right
+    if causal:
+        allowed &= ahead <= 0
+    bias = None
+    if alibi_slopes is not None:
+        assert alibi_slopes.dtype == torch.float32
+        bias = -alibi_slopes[:, None, None] * ahead.abs()
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = attend(q, k, v, scale=softmax_scale, allowed_MN=allowed, bias=bias, softcap=softcap)
+    return out.transpose(1, 2).contiguous()
+
+
+def flash_attn_varlen_func(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0,
+    softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+    deterministic=False, return_attn_probs=False, block_table=None,
+):  # fmt: skip
+    assert q.ndim == 3
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert max_seqlen_k == int(cu_seqlens_k.diff().max())
+    outs = []
+    starts = zip(cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), strict=True)
+    ends = zip(cu_seqlens_q[1:].tolist(), cu_seqlens_k[1:].tolist(), strict=True)
+    for (q0, k0), (q1, k1) in zip(starts, ends, strict=False):
+        one = flash_attn_func(
+            q[None, q0:q1], k[None, k0:k1], v[None, k0:k1], softmax_scale=softmax_scale,
+            causal=causal, window_size=window_size, softcap=softcap, alibi_slopes=alibi_slopes,
+        )  # fmt: skip
+        outs.append(one[0])
+    return torch.cat(outs)
