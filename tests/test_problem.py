@@ -319,7 +319,7 @@ MASKS_TO_COUNT = [
     "document:count=3", "document:count=3,causal=false", "strided:stride=4",
     "strided:causal=false,stride=4", "block_sparse:block=4", "block_sparse:block=4,causal=true",
     "block_sparse:block=8,blocks_kept=1-0+1-1", "bigbird:block=4,random_blocks=1",
-    "bigbird:block=4,causal=true",
+    "bigbird:block=4,causal=true", "fixed:stride=4,summary=2", "dilated:window=3,dilation=2",
 ]  # fmt: skip
 assert {parse_mask(mask).kind for mask in MASKS_TO_COUNT} == set(MASKS)
 

@@ -111,7 +111,8 @@ def _contents() -> Iterator[tuple[str, dict[str, Any]]]:
     for mask in (
         "causal", "window:window=9", "window:window=9,causal=false", "prefix:prefix=20",
         "document:count=3", "document:count=3,causal=false", "strided:stride=8",
-        "block_sparse:block=16", "bigbird:block=8",
+        "block_sparse:block=16", "bigbird:block=8", "fixed:stride=16,summary=3",
+        "dilated:window=5,dilation=3",
     ):  # fmt: skip
         yield f"mask-{mask.replace(':', '-')}", {"mask": mask, "seqlen_q": 80}
     yield "masked-rows", {"mask": _SINGLE_ROWS, "seqlen_q": 80}

@@ -101,6 +101,8 @@ _BOTH = (
     ("strided", "mask-strided-stride=8", *[NO_PATTERN] * 3),
     ("block_sparse", "mask-block_sparse-block=16", *[NO_PATTERN] * 3),
     ("bigbird", "mask-bigbird-block=8", *[NO_PATTERN] * 3),
+    ("fixed", "mask-fixed-stride=16,summary=3", *[NO_PATTERN] * 3),
+    ("dilated", "mask-dilated-window=5,dilation=3", *[NO_PATTERN] * 3),
     ("alibi", "alibi", *[PLAIN] * 3),
     ("softcap", "softcap", PLAIN, *[helper("logits_of", without_softcap_slope)] * 2),
     ("scale", "scale", *[wrong(scale=0.1)] * 3),
@@ -171,6 +173,7 @@ MORE = frozenset({"ragged", "head_dim", "masked rows", "lse", "strides"})
 NOT_SPLIT = {
     "dropout": {"dropout_p": 0.1}, "strided": {"mask": "strided:stride=8"},
     "block_sparse": {"mask": "block_sparse:block=16"}, "bigbird": {"mask": "bigbird:block=8"},
+    "fixed": {"mask": "fixed:stride=16"}, "dilated": {"mask": "dilated:window=5"},
 }  # fmt: skip
 """What a decode step leaves to the forward kernel."""
 # Those that are quick: of the backward one kernel a feature, in turn.

@@ -14,7 +14,8 @@ from attnbench import Problem
 MASKS = (
     "full", "causal", "window:window=9", "window:window=9,causal=false", "prefix:prefix=20",
     "document:count=3", "document:count=3,causal=false", "strided:stride=8",
-    "block_sparse:block=16", "bigbird:block=8",
+    "block_sparse:block=16", "bigbird:block=8", "fixed:stride=16,summary=3",
+    "dilated:window=5,dilation=3",
 )  # fmt: skip
 
 
