@@ -16,11 +16,12 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from attnbench import settings, shelves
+from attnbench.attention import Kind
 from attnbench.errors import UserError, unknown
 from attnbench.presets import PRESETS
 from attnbench.problem import Problem
@@ -40,7 +41,6 @@ _RIVALS = {  # giving one of these with --set replaces the others
     "head_dim": ("d_model",),
 }
 
-Kind = Literal["exact", "approximate"]
 Settings = TypeVar("Settings", bound=BaseModel)
 
 

@@ -3,7 +3,7 @@
 Nothing here imports a library before a problem is built, so every adapter is listed
 everywhere, with what it lacks: package, version or GPU. An adapter passes its arguments and
 nothing else; where the library has no name for what is asked, it is refused. ``package`` says
-what is installed, ``library`` what all adapters have in common.
+what is installed, ``adapter`` what all adapters have in common.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 
 from attnbench import ForwardBackward, Problem, Unsupported, make_inputs, register
 
-from .library import Built, Library
+from .adapter import Built, Library
 from .package import Package
 
 PACKAGE = Package(

@@ -12,7 +12,7 @@ import torch
 
 from attnbench import Problem
 
-from .library import Call
+from .adapter import Call
 from .package import Package
 
 

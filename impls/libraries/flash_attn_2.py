@@ -8,8 +8,8 @@ import torch
 
 from attnbench import Problem, alibi_slopes, register
 
+from .adapter import Built, Library
 from .flash import flash_call, window_sizes
-from .library import Built, Library
 from .package import Package
 
 PACKAGE = Package(

@@ -9,8 +9,8 @@ import torch
 
 from attnbench import Problem, register
 
+from .adapter import Built, Library
 from .flash import flash_call, window_sizes
-from .library import Built, Library
 from .package import Package
 
 PACKAGE = Package("flash-attn-4", "flash_attn.cute", (4, 0), "pip install --pre flash-attn-4")

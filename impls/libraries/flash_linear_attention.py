@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from attnbench import Problem, register
 
-from .library import Built, Library
+from .adapter import Built, Library
 from .package import Package
 
 PACKAGE = Package(

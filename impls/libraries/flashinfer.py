@@ -15,8 +15,8 @@ import torch
 
 from attnbench import Problem, Unsupported, register
 
+from .adapter import Built, Library
 from .flash import document_starts
-from .library import Built, Library
 from .package import Package
 
 PACKAGE = Package("flashinfer-python", "flashinfer", (0, 2, 3), "pip install flashinfer-python")

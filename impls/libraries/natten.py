@@ -14,7 +14,7 @@ import torch
 
 from attnbench import Problem, Unsupported, register
 
-from .library import Built, Library
+from .adapter import Built, Library
 from .package import Package
 
 PACKAGE = Package("natten", "natten", (0, 21), "pip install natten, see natten.org/install")

@@ -10,7 +10,7 @@ import torch
 
 from attnbench import Problem, Unsupported, register
 
-from .library import Built, Library
+from .adapter import Built, Library
 from .package import Package
 
 PACKAGE = Package(

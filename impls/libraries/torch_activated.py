@@ -20,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnbench import ForwardBackward, Problem, Unsupported, register
 
+from .adapter import Built, Library
 from .flash_attn_3 import FlashAttn3
 from .flash_attn_4 import FlashAttn4
-from .library import Built, Library
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _SWITCH = ("activate_flash_attention_impl", "restore_flash_attention_impl")

@@ -21,7 +21,7 @@ import torch
 
 from attnbench import Problem, Unsupported, alibi_bias, make_inputs, register
 
-from .library import Built, Library
+from .adapter import Built, Library
 from .package import Package
 
 PACKAGE = Package("xformers", "xformers.ops.fmha", (0, 0, 34), "pip install xformers")

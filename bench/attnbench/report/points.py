@@ -75,10 +75,7 @@ class Point:
     @property
     def own_rate(self) -> Interval | None:
         """Of an approximate method, by its own FLOPs."""
-        flops, time_s = self.record.flops, self.time_s
-        if flops is None or time_s is None:
-            return None
-        return Interval(flops / time_s.median, flops / time_s.high, flops / time_s.low)
+        return _rate(self.record.flops, self.time_s)
 
     @property
     def is_baseline(self) -> bool:
@@ -206,18 +203,22 @@ def _interval(samples: Samples | None) -> Interval | None:
     return Interval(samples.median_s, samples.low_s, samples.high_s) if samples else None
 
 
+def _rate(flops: int | None, time_s: Interval | None) -> Interval | None:
+    """FLOP/s; the shortest time is the highest rate."""
+    if flops is None or time_s is None:
+        return None
+    return Interval(flops / time_s.median, flops / time_s.high, flops / time_s.low)
+
+
 def _derive(point: Point, problem: Problem) -> Point:
-    flops, time_s, energy = problem.flops(), point.time_s, point.record.energy
-    rate = None
-    if time_s is not None:
-        rate = Interval(flops / time_s.median, flops / time_s.high, flops / time_s.low)
+    flops, energy = problem.flops(), point.record.energy
     return replace(
         point,
         label=problem.label,
         fields={**point.fields, "d_model": problem.d_model, "mask": str(problem.mask)},
         flops=flops,
         ideal_bytes=problem.ideal_bytes(),
-        rate=rate,
+        rate=_rate(flops, point.time_s),
         joules_per_token=joules_per_token(energy.gross_j, problem) if energy else None,
     )
 
