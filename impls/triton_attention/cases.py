@@ -61,8 +61,8 @@ _ROWS: Mapping[str, str | None] = {
 _FULL_RATE_ROWS = 64  # of the matrix instructions of sm_90 and sm_100
 # Bytes a thread that may spill. The forward's 128 × 64 tile at head_dim 128 takes all 255
 # registers there, and six values more (eight on sm_89, where lengths are no multiples of the
-# tile's); drawing the random numbers of dropout takes ten. In float32 ptxas at times spills four values of threads that have 56 to 128 registers, seemingly
-# to let more blocks reside.
+# tile's); drawing the random numbers of dropout takes ten. In float32 ptxas at times spills
+# four values of threads that have 56 to 128 registers, seemingly to let more blocks reside.
 _LARGE_TILE_BUDGETS = {("forward", "sm_80"): 24, ("forward", "sm_89"): 32}
 _DROPOUT_BUDGET = 40
 _FLOAT32_BUDGET = 16
