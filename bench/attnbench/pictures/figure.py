@@ -146,8 +146,8 @@ def _foot(figure: Figure, picture: Picture, place: int, scales: Sequence[Colours
         axes.minorticks_off()
         axes.set_xticks([scale.norm.inverse(v) for v in values], texts)
         labels = axes.get_xticklabels()
-        labels[0].set_ha("left")
-        labels[-1].set_ha("right")
+        labels[0].set_horizontalalignment("left")
+        labels[-1].set_horizontalalignment("right")
     if keys := _keys(picture, place):
         x = _LEFT_IN + len(scales) * _PANEL_IN
         under = x + _PANEL_IN <= width + 0.01
