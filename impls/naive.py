@@ -26,6 +26,9 @@ class Naive(Attention):
     def build(self, problem: Problem, device: torch.device) -> Textbook:
         return Textbook(problem, device)
 
+    def build_biased(self, problem: Problem, device: torch.device) -> Textbook:
+        return Textbook(problem, device)
+
 
 class Textbook:
     """One problem's textbook attention, with its mask and bias made once."""
@@ -44,7 +47,11 @@ class Textbook:
             self.bias_HMN = alibi_bias(problem, device)
 
     def __call__(
-        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+        self,
+        q_BHMD: torch.Tensor,
+        k_BGND: torch.Tensor,
+        v_BGNE: torch.Tensor,
+        learned_HMN: torch.Tensor | None = None,
     ) -> torch.Tensor:
         p = self.problem
         group = p.heads_q // p.heads_kv
@@ -55,6 +62,8 @@ class Textbook:
             logits_BHMN = p.softcap * torch.tanh(logits_BHMN / p.softcap)
         if self.bias_HMN is not None:
             logits_BHMN = logits_BHMN + self.bias_HMN
+        if learned_HMN is not None:
+            logits_BHMN = logits_BHMN + learned_HMN
         if self.hidden_MN is not None:
             logits_BHMN = logits_BHMN.masked_fill(self.hidden_MN, float("-inf"))
         weights_BHMN = logits_BHMN.softmax(dim=-1)

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnbench import Attention, Problem, Unsupported, alibi_bias, make_inputs, register
 
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Call = Callable[..., torch.Tensor]
 
 
 @register("sdpa")
@@ -47,15 +47,43 @@ class Sdpa(Attention):
         def chosen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return F.scaled_dot_product_attention(q, k, v, **keywords)
 
+        return self._forced(chosen, problem, device)
+
+    def build_biased(self, problem: Problem, device: torch.device) -> Call:
+        keywords: dict[str, Any] = {
+            "scale": problem.softmax_scale,
+            "enable_gqa": problem.heads_q != problem.heads_kv,
+        }
+        shape = (problem.heads_q, problem.seqlen_q, problem.seqlen_k)
+        fixed_HMN = torch.zeros(shape[1:], dtype=problem.torch_dtype, device=device)
+        if problem.mask.kind != "full":
+            fixed_HMN = problem.mask.additive(*shape[1:], problem.torch_dtype, device)
+        if problem.alibi:
+            fixed_HMN = alibi_bias(problem, device) + fixed_HMN
+        is_plain = problem.mask.kind == "full" and not problem.alibi
+
+        def chosen(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias_HMN: torch.Tensor
+        ) -> torch.Tensor:
+            bias_1HMN = (bias_HMN if is_plain else bias_HMN + fixed_HMN)[None]
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias_1HMN, **keywords)
+
+        bias_HMN = torch.zeros(shape, dtype=problem.torch_dtype, device=device)
+        return self._forced(chosen, problem, device, bias_HMN)
+
+    def _forced(
+        self, call: Call, problem: Problem, device: torch.device, *more: torch.Tensor
+    ) -> Call:
+        """The call with this backend alone, tried once; with torch's choice, as it is."""
         if self.backend is None:
-            return chosen
+            return call
         backend = [self.backend]
 
-        def forced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        def forced(*tensors: torch.Tensor) -> torch.Tensor:
             with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(q, k, v, **keywords)
+                return call(*tensors)
 
-        _probe(forced, problem, device)
+        _probe(forced, problem, device, *more)
         return forced
 
     def _mask(self, problem: Problem, device: torch.device) -> dict[str, Any]:
@@ -110,18 +138,18 @@ class SdpaCudnn(Sdpa):
     devices = ("cuda",)
 
 
-def _probe(call: Call, problem: Problem, device: torch.device) -> None:
+def _probe(call: Call, problem: Problem, device: torch.device, *more: torch.Tensor) -> None:
     """Call it once; where torch refuses, raise Unsupported with torch's own reason."""
     inputs = make_inputs(problem, seed=0, device=device)
     wants_grad = problem.direction != "forward"
-    q, k, v = (x.requires_grad_(wants_grad) for x in inputs.qkv())
+    given = [x.requires_grad_(wants_grad) for x in (*inputs.qkv(), *more)]
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
             with torch.set_grad_enabled(wants_grad):
-                out = call(q, k, v)
+                out = call(*given)
             if wants_grad:
-                torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)
+                torch.autograd.grad(out, given, inputs.grad_out_BHME)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
