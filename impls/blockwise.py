@@ -128,7 +128,8 @@ class Blocks:
         """The learned bias by key head, in the working precision; None if there is none."""
         if not learned_HMN:
             return None
-        return learned_HMN[0].to(self.work).unflatten(0, (self.problem.heads_kv, -1))
+        bias_HMN = learned_HMN[0].to(self.work)
+        return torch.unflatten(bias_HMN, 0, (self.problem.heads_kv, -1))
 
     def _logits(
         self,

@@ -43,7 +43,8 @@ class Flex(Attention):
         score_mod, keywords = _score_mod(problem, device), _keywords(problem, device)
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return flex_attention(q, k, v, score_mod, **keywords)
+            out: torch.Tensor = flex_attention(q, k, v, score_mod, **keywords)
+            return out
 
         return _compile(attend, problem, device)
 
@@ -58,7 +59,8 @@ class Flex(Attention):
                     score = score_mod(score, b, h, q_index, k_index)
                 return score + bias_HMN[h, q_index, k_index]
 
-            return flex_attention(q, k, v, biased, **keywords)
+            out: torch.Tensor = flex_attention(q, k, v, biased, **keywords)
+            return out
 
         shape = (problem.heads_q, problem.seqlen_q, problem.seqlen_k)
         bias_HMN = torch.zeros(shape, dtype=problem.torch_dtype, device=device)
