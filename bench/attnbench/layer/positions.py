@@ -12,15 +12,11 @@ C = d_model, D = head_dim, P = D / 2 pairs, T = positions in a table, R = bucket
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import nn
 
 from attnbench.errors import UserError
-
-Position = Literal["none", "sinusoidal", "learned", "relative", "rope", "alibi"]
-POSITIONS: tuple[Position, ...] = get_args(Position)
 
 BASE = 10_000.0  # of the wavelengths, in sinusoidal and in RoPE
 BUCKETS = 32  # of T5's relative bias
