@@ -33,7 +33,7 @@ FEATURES: Mapping[str, str] = {
     "dropout": "dropout",
     "softcap": "softcap",
     "alibi": "ALiBi",
-    "layer": "the layer level (projections)",
+    "bias": "a learned bias on the logits",
 }
 """What a problem may ask for beyond plain attention, and how to say it to a person."""
 
