@@ -27,7 +27,7 @@ Gradients = tuple[torch.Tensor, ...]
 class Blockwise(Attention):
     """FlashAttention-2's online softmax and backward in plain PyTorch, block by block."""
 
-    features = Attention.features | {"alibi", "softcap"}
+    features = Attention.features | {"alibi", "bias", "softcap"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     options = {"block": 128}
     version = torch.__version__
@@ -36,9 +36,6 @@ class Blockwise(Attention):
     def build(self, problem: Problem, device: torch.device) -> ForwardBackward:
         blocks = Blocks(problem, device, int(self.options["block"]))
         return ForwardBackward(blocks.forward, blocks.backward)
-
-    def build_biased(self, problem: Problem, device: torch.device) -> ForwardBackward:
-        return self.build(problem, device)
 
 
 class Visit(NamedTuple):

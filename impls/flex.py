@@ -29,7 +29,7 @@ _RECOMPILE_LIMIT = 64
 class Flex(Attention):
     """FlexAttention, compiled with the mask and the extras of each problem."""
 
-    features = Attention.features | {"alibi", "softcap"}
+    features = Attention.features | {"alibi", "bias", "softcap"}
     dtypes = ("float32", "bfloat16", "float16")
     version = torch.__version__
     source = "Dong et al. 2024, Flex Attention, arXiv 2412.05496"
@@ -46,12 +46,7 @@ class Flex(Attention):
             out: torch.Tensor = flex_attention(q, k, v, score_mod, **keywords)
             return out
 
-        return _compile(attend, problem, device)
-
-    def build_biased(self, problem: Problem, device: torch.device) -> Call:
-        score_mod, keywords = _score_mod(problem, device), _keywords(problem, device)
-
-        def attend(
+        def attend_biased(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias_HMN: torch.Tensor
         ) -> torch.Tensor:
             def biased(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> Any:
@@ -62,9 +57,15 @@ class Flex(Attention):
             out: torch.Tensor = flex_attention(q, k, v, biased, **keywords)
             return out
 
-        shape = (problem.heads_q, problem.seqlen_q, problem.seqlen_k)
-        bias_HMN = torch.zeros(shape, dtype=problem.torch_dtype, device=device)
-        return _compile(attend, problem, device, bias_HMN)
+        if not problem.bias:
+            return _compile(attend, problem, device)
+        return _compile(attend_biased, problem, device, _zeros(problem, device))
+
+
+def _zeros(problem: Problem, device: torch.device) -> torch.Tensor:
+    """A bias that does nothing, to compile with."""
+    shape = (problem.heads_q, problem.seqlen_q, problem.seqlen_k)
+    return torch.zeros(shape, dtype=problem.torch_dtype, device=device)
 
 
 def _keywords(problem: Problem, device: torch.device) -> dict[str, Any]:

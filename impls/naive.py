@@ -18,15 +18,12 @@ from attnbench import Attention, Problem, alibi_bias, register
 class Naive(Attention):
     """The textbook: softmax(q kᵀ · scale) v with the whole matrix in memory."""
 
-    features = Attention.features | {"alibi", "dropout", "softcap"}
+    features = Attention.features | {"alibi", "bias", "dropout", "softcap"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     version = torch.__version__
     source = "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762"
 
     def build(self, problem: Problem, device: torch.device) -> Textbook:
-        return Textbook(problem, device)
-
-    def build_biased(self, problem: Problem, device: torch.device) -> Textbook:
         return Textbook(problem, device)
 
 

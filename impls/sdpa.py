@@ -27,7 +27,7 @@ class Sdpa(Attention):
     """scaled_dot_product_attention with the backend that torch chooses."""
 
     backend: ClassVar[SDPBackend | None] = None
-    features = Attention.features | {"alibi"}
+    features = Attention.features | {"alibi", "bias"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     version = torch.__version__
     source = "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html"
@@ -39,42 +39,22 @@ class Sdpa(Attention):
 
     def build(self, problem: Problem, device: torch.device) -> Call:
         keywords: dict[str, Any] = {
-            **self._mask(problem, device),
             "scale": problem.softmax_scale,
             "enable_gqa": problem.heads_q != problem.heads_kv,
         }
+        masked = {} if problem.bias else self._mask(problem, device)
+        hidden_MN = _added(problem, device) if problem.bias else None
 
         def chosen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return F.scaled_dot_product_attention(q, k, v, **keywords)
+            return F.scaled_dot_product_attention(q, k, v, **masked, **keywords)
 
-        return self._forced(chosen, problem, device)
-
-    def build_biased(self, problem: Problem, device: torch.device) -> Call:
-        keywords: dict[str, Any] = {
-            "scale": problem.softmax_scale,
-            "enable_gqa": problem.heads_q != problem.heads_kv,
-        }
-        shape = (problem.heads_q, problem.seqlen_q, problem.seqlen_k)
-        fixed_HMN = torch.zeros(shape[1:], dtype=problem.torch_dtype, device=device)
-        if problem.mask.kind != "full":
-            fixed_HMN = problem.mask.additive(*shape[1:], problem.torch_dtype, device)
-        if problem.alibi:
-            fixed_HMN = alibi_bias(problem, device) + fixed_HMN
-        is_plain = problem.mask.kind == "full" and not problem.alibi
-
-        def chosen(
+        def biased(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias_HMN: torch.Tensor
         ) -> torch.Tensor:
-            bias_1HMN = (bias_HMN if is_plain else bias_HMN + fixed_HMN)[None]
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias_1HMN, **keywords)
+            mask_HMN = bias_HMN if hidden_MN is None else bias_HMN + hidden_MN
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_HMN[None], **keywords)
 
-        bias_HMN = torch.zeros(shape, dtype=problem.torch_dtype, device=device)
-        return self._forced(chosen, problem, device, bias_HMN)
-
-    def _forced(
-        self, call: Call, problem: Problem, device: torch.device, *more: torch.Tensor
-    ) -> Call:
-        """The call with this backend alone, tried once; with torch's choice, as it is."""
+        call: Call = biased if problem.bias else chosen
         if self.backend is None:
             return call
         backend = [self.backend]
@@ -83,7 +63,7 @@ class Sdpa(Attention):
             with sdpa_kernel(backend):
                 return call(*tensors)
 
-        _probe(forced, problem, device, *more)
+        _probe(forced, problem, device)
         return forced
 
     def _mask(self, problem: Problem, device: torch.device) -> dict[str, Any]:
@@ -102,10 +82,9 @@ class Sdpa(Attention):
 
             return {"attn_mask": causal_lower_right(*lengths)}
         # Additive, because torch turns a boolean mask into this one in every call.
-        bias_MN = problem.mask.additive(*lengths, problem.torch_dtype, device)
-        if problem.alibi:
-            return {"attn_mask": (alibi_bias(problem, device) + bias_MN)[None]}
-        return {"attn_mask": bias_MN}
+        added = _added(problem, device)
+        assert added is not None
+        return {"attn_mask": added[None] if problem.alibi else added}
 
 
 @register("sdpa-math")
@@ -138,11 +117,24 @@ class SdpaCudnn(Sdpa):
     devices = ("cuda",)
 
 
-def _probe(call: Call, problem: Problem, device: torch.device, *more: torch.Tensor) -> None:
+def _added(problem: Problem, device: torch.device) -> torch.Tensor | None:
+    """What is added to the logits beside a learned bias: mask and ALiBi; None if nothing is."""
+    if problem.mask.kind == "full" and not problem.alibi:
+        return None
+    lengths = (problem.seqlen_q, problem.seqlen_k)
+    bias_MN = problem.mask.additive(*lengths, problem.torch_dtype, device)
+    return alibi_bias(problem, device) + bias_MN if problem.alibi else bias_MN
+
+
+def _probe(call: Call, problem: Problem, device: torch.device) -> None:
     """Call it once; where torch refuses, raise Unsupported with torch's own reason."""
     inputs = make_inputs(problem, seed=0, device=device)
     wants_grad = problem.direction != "forward"
-    given = [x.requires_grad_(wants_grad) for x in (*inputs.qkv(), *more)]
+    given = list(inputs.qkv())
+    if problem.bias:
+        given.append(given[0].new_zeros(problem.heads_q, problem.seqlen_q, problem.seqlen_k))
+    for x in given:
+        x.requires_grad_(wants_grad)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:

@@ -53,8 +53,8 @@ class ForwardBackward:
         forward: ``(q, k, v) → (out, saved)``; ``saved`` is handed to the backward as it is.
         backward: ``(saved, grad_out) → (dq, dk, dv)``.
 
-    From ``build_biased()`` the forward takes ``(q, k, v, bias)`` and the backward returns
-    ``(dq, dk, dv, dbias)``.
+    With a bias (``problem.bias``) the forward takes ``(q, k, v, bias)`` and the backward
+    returns ``(dq, dk, dv, dbias)``.
     """
 
     forward: Callable[..., tuple[Any, Any]]
@@ -141,19 +141,6 @@ class Attention:
         found. It is read once, kept with the result, and is no part of the point's identity.
         """
         raise Unsupported(f"{self.name} has no build()")
-
-    def build_biased(
-        self, problem: Problem, device: torch.device
-    ) -> Callable[..., Any] | ForwardBackward:
-        """As ``build()``, for models that add a learned bias to the logits (T5's positions).
-
-        The callable takes ``(q, k, v, bias)``. The bias, contiguous ``(heads_q, seqlen_q,
-        seqlen_k)`` in the problem's dtype and shared by the batch, is added to the logits
-        after scale and softcap and before the mask, and has a gradient like the others. Only
-        models ask for one: no problem of a suite has it. Leave it out, and the
-        implementation refuses such models.
-        """
-        raise Unsupported("does not add a learned bias to the logits (relative positions)")
 
     def exact_options(self, problem: Problem) -> Mapping[str, Value] | None:
         """For approximate methods: the options that make it equal to dense attention.

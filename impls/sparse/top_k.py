@@ -28,6 +28,7 @@ class TopK(Attention):
     """Top-k attention: softmax over the k visible keys with the largest logits."""
 
     kind = "approximate"
+    features = Attention.features | {"bias"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     options = {"k": 64}
     version = torch.__version__
@@ -41,9 +42,6 @@ class TopK(Attention):
     def build(self, problem: Problem, device: torch.device) -> ForwardBackward:
         attention = Largest(problem, device, min(int(self.options["k"]), problem.seqlen_k))
         return ForwardBackward(attention.forward, attention.backward)
-
-    def build_biased(self, problem: Problem, device: torch.device) -> ForwardBackward:
-        return self.build(problem, device)
 
     def exact_options(self, problem: Problem) -> Mapping[str, int]:
         return {"k": problem.seqlen_k}

@@ -20,7 +20,7 @@ PROBLEMS = {
         direction="both",
     ),
 }  # fmt: skip
-PROBLEMS = {name: problem.replace(dtype="float64") for name, problem in PROBLEMS.items()}
+PROBLEMS = {name: problem.replace(dtype="float64", bias=True) for name, problem in PROBLEMS.items()}
 
 
 def _truth(
@@ -41,7 +41,7 @@ def _solved(
     """Output and four gradients, of the implementation and of the definition."""
     name, _, option = name.partition(":")
     options = {} if not option else {option.split("=")[0]: int(option.split("=")[1])}
-    built = implementation(name, **options).build_biased(problem, CPU)
+    built = implementation(name, **options).build(problem, CPU)
     inputs = make_inputs(problem, seed=3)
     given = [x.clone().requires_grad_() for x in (*inputs.qkv(), bias_HMN)]
     grad = inputs.grad_out_BHME
@@ -79,8 +79,8 @@ def test_a_bias_after_softcap_is_not_capped() -> None:
 
 @pytest.mark.parametrize("name", ["linear", "performer", "linformer", "nystrom"])
 def test_methods_without_logits_refuse_it(name: str) -> None:
-    with pytest.raises(Unsupported, match="does not add a learned bias"):
-        implementation(name).build_biased(PROBLEMS["full"], CPU)
+    with pytest.raises(Unsupported, match="does not do a learned bias"):
+        implementation(name).supports(PROBLEMS["full"].replace(seqlen_k=17), CPU)
 
 
 @pytest.mark.slow
@@ -89,5 +89,5 @@ def test_flex_adds_it_in_its_forward() -> None:
     inputs = make_inputs(problem, seed=3)
     torch.manual_seed(0)
     bias_HMN = torch.randn(4, 24, 24)
-    out = implementation("flex").build_biased(problem, CPU)(*inputs.qkv(), bias_HMN)
+    out = implementation("flex").build(problem, CPU)(*inputs.qkv(), bias_HMN)
     torch.testing.assert_close(out, _truth(problem, *inputs.qkv(), bias_HMN), rtol=1e-4, atol=1e-5)
