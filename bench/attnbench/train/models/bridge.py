@@ -54,13 +54,12 @@ class Shape(NamedTuple):
     softcap: float | None
     alibi: bool
     decode: bool
-    biased: bool  # a learned bias is given as a fourth tensor
+    bias: bool  # a learned one, given as a fourth tensor
 
     def problem(self, direction: Direction) -> Problem:
         """The attention problem of this shape."""
         fields = self._asdict()
-        del fields["biased"]
-        fields["dtype"] = str(self.dtype)
+        fields["dtype"] = str(self.dtype).removeprefix("torch.")
         if self.scale is not None and abs(self.scale * self.head_dim**0.5 - 1) < 1e-6:
             fields["scale"] = None  # the usual one: nothing to ask of an implementation
         return Problem.of(**fields, direction=direction)
@@ -106,8 +105,7 @@ class Builds:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.autocast(self.device.type, enabled=False):
             torch.manual_seed(self.seed + self._drawn)
-            build = self.attention.build_biased if shape.biased else self.attention.build
-            built = build(problem, self.device)
+            built = self.attention.build(problem, self.device)
         if problem not in self.problems:
             self.problems.append(problem)
             self._tell(problem)

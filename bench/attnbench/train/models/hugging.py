@@ -17,6 +17,7 @@ from torch import nn
 from attnbench.errors import UserError
 from attnbench.train.models.parts import Parts, find
 from attnbench.train.models.presets import Family, Preset
+from attnbench.train.roles import ImageShape
 from attnbench.train.workload import Objective
 
 Outputs = dict[str, torch.Tensor]
@@ -34,7 +35,7 @@ class Wanted:
         vocab: rows of the embedding.
         classes: of ``label``; 0 without one.
         length: the longest sequence of tokens.
-        image: (channels, height, width); zeros without images.
+        image: of pictures; None without them.
         dropout: of residual branches and attention weights. Llama has none of the former.
         attention: transformers' name of the implementation.
     """
@@ -43,7 +44,7 @@ class Wanted:
     vocab: int
     classes: int
     length: int
-    image: tuple[int, int, int]
+    image: ImageShape | None
     dropout: float
     attention: str
 
@@ -229,18 +230,12 @@ def _bart(preset: Preset, wanted: Wanted) -> Hugging:
 def _vit_config(preset: Preset, wanted: Wanted) -> Any:
     from transformers import ViTConfig
 
-    channels, height, width = wanted.image
-    if not channels:
-        raise UserError("a vision model needs a task with images (pixel_values)")
-    if height % preset.patch or width % preset.patch:
-        raise UserError(
-            f"images of {height} × {width} cannot be cut into patches of {preset.patch} × "
-            f"{preset.patch}"
-        )
+    if wanted.image is None:
+        raise UserError("a vision model needs a task with pictures (pixel_values)")
     return ViTConfig(
         num_hidden_layers=preset.layers, num_attention_heads=preset.heads,
-        hidden_size=preset.d_model, intermediate_size=preset.d_ff, image_size=(height, width),
-        patch_size=preset.patch, num_channels=channels, num_labels=max(wanted.classes, 1),
+        hidden_size=preset.d_model, intermediate_size=preset.d_ff, image_size=wanted.image.size,
+        patch_size=wanted.image.patch, num_channels=wanted.image.channels, num_labels=max(wanted.classes, 1),
         hidden_dropout_prob=wanted.dropout, attention_probs_dropout_prob=wanted.dropout,
         attn_implementation=wanted.attention,
     )  # fmt: skip
