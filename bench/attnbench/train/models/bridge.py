@@ -164,7 +164,7 @@ class Attends(nn.Module):
             dtype = torch.get_autocast_dtype(q_BHMD.device.type)
         tensors = [x.to(dtype) for x in (q_BHMD, k_BGND, v_BGNE)]
         shape = Shape(
-            *q_BHMD.shape[:2], k_BGND.shape[1], q_BHMD.shape[2], k_BGND.shape[2],
+            q_BHMD.shape[0], q_BHMD.shape[1], k_BGND.shape[1], q_BHMD.shape[2], k_BGND.shape[2],
             q_BHMD.shape[3], v_BGNE.shape[3], dtype, mask, scale, dropout_p, softcap,
             alibi, decode, bias_HMN is not None,
         )  # fmt: skip
@@ -216,7 +216,7 @@ class Attends(nn.Module):
 def _callable(built: Any) -> Call:
     """A differentiable function of what was built."""
     if isinstance(built, ForwardBackward):
-        return lambda *tensors: _Own.apply(built, *tensors)  # type: ignore[no-any-return]
+        return lambda *tensors: _Own.apply(built, *tensors)  # type: ignore[no-untyped-call]
     if isinstance(built, nn.Module) and any(True for _ in built.parameters()):
 
         def learned(*tensors: torch.Tensor) -> torch.Tensor:
@@ -255,7 +255,7 @@ class _Own(torch.autograd.Function):
         return out  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
         leaves = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
@@ -281,15 +281,17 @@ def _to_layout(x_BHSD: torch.Tensor, layout: Layout) -> torch.Tensor:
 def prepare(
     model: nn.Module,
     builds: Builds,
-    inputs: Mapping[str, torch.Tensor],
+    part: Mapping[str, torch.Tensor],
+    whole: Mapping[str, torch.Tensor],
     autocast: torch.dtype | None = None,
 ) -> None:
-    """Build attention at every place of a model: a forward as in training, one as in evaluation.
+    """Build attention at every place of a model, for every shape of a run.
 
     Args:
         model: with :class:`Attends` at its places, or places that make one when first called.
         builds: of the model; sealed afterwards.
-        inputs: of one part of a step, on the model's device.
+        part: inputs as in training: of one part of a step, on the model's device.
+        whole: inputs as in evaluation.
         autocast: the dtype that training will run in, if any.
 
     Raises:
@@ -302,7 +304,7 @@ def prepare(
         torch.no_grad(),
         torch.autocast(builds.device.type, autocast, enabled=autocast is not None),
     ):
-        for is_training in (True, False):
+        for is_training, inputs in ((True, part), (False, whole)):
             model.train(is_training)
             model(**inputs)
     model.train(was_training)

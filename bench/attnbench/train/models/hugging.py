@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ class Wanted:
         vocab: rows of the embedding.
         classes: of ``label``; 0 without one.
         length: the longest sequence of tokens.
+        sentences: whether tokens say which of two sentences they are of.
         image: of pictures; None without them.
         dropout: of residual branches and attention weights. Llama has none of the former.
         attention: transformers' name of the implementation.
@@ -44,6 +45,7 @@ class Wanted:
     vocab: int
     classes: int
     length: int
+    sentences: bool
     image: ImageShape | None
     dropout: float
     attention: str
@@ -71,7 +73,7 @@ class Hugging(nn.Module):
 
     def checkpoint(self) -> None:
         """Recompute the activations of each layer in the backward."""
-        self.body.gradient_checkpointing_enable({"use_reentrant": False})
+        cast(Any, self.body).gradient_checkpointing_enable({"use_reentrant": False})
 
 
 class WithHead(nn.Module):
@@ -89,7 +91,7 @@ class WithHead(nn.Module):
 
     def gradient_checkpointing_enable(self, keywords: dict[str, Any]) -> None:
         """As models of transformers have it."""
-        self.decoder.gradient_checkpointing_enable(keywords)
+        cast(Any, self.decoder).gradient_checkpointing_enable(keywords)
 
 
 class ImageAndText(nn.Module):
@@ -111,8 +113,8 @@ class ImageAndText(nn.Module):
 
     def gradient_checkpointing_enable(self, keywords: dict[str, Any]) -> None:
         """As models of transformers have it."""
-        self.image.gradient_checkpointing_enable(keywords)
-        self.text.gradient_checkpointing_enable(keywords)
+        cast(Any, self.image).gradient_checkpointing_enable(keywords)
+        cast(Any, self.text).gradient_checkpointing_enable(keywords)
 
 
 def build_hugging(preset: Preset, wanted: Wanted) -> Hugging:
@@ -235,7 +237,8 @@ def _vit_config(preset: Preset, wanted: Wanted) -> Any:
     return ViTConfig(
         num_hidden_layers=preset.layers, num_attention_heads=preset.heads,
         hidden_size=preset.d_model, intermediate_size=preset.d_ff, image_size=wanted.image.size,
-        patch_size=wanted.image.patch, num_channels=wanted.image.channels, num_labels=max(wanted.classes, 1),
+        patch_size=wanted.image.patch, num_channels=wanted.image.channels,
+        num_labels=max(wanted.classes, 1),
         hidden_dropout_prob=wanted.dropout, attention_probs_dropout_prob=wanted.dropout,
         attn_implementation=wanted.attention,
     )  # fmt: skip

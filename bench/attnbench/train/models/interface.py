@@ -37,7 +37,7 @@ _REFUSED = {
     "cu_seq_lens_q": "packed sequences",
     "cu_seq_lens_k": "packed sequences",
     "cache": "a paged cache",
-    "output_attentions": "the attention weights; the implementation 'eager' of transformers has them",
+    "output_attentions": "the attention weights (those of transformers' 'eager' can be had)",
 }  # fmt: skip
 
 _attaching: ContextVar[Builds | None] = ContextVar("attaching", default=None)
@@ -60,7 +60,8 @@ def register(name: str) -> str:
 def attach(
     model: nn.Module,
     builds: Builds,
-    inputs: Mapping[str, torch.Tensor],
+    part: Mapping[str, torch.Tensor],
+    whole: Mapping[str, torch.Tensor],
     autocast: torch.dtype | None = None,
 ) -> None:
     """Give each attention module of a model a place of its own, and build what it needs.
@@ -73,7 +74,7 @@ def attach(
         Unsupported: the implementation cannot do what the model needs.
     """
     with _making_places(builds):
-        prepare(model, builds, inputs, autocast)
+        prepare(model, builds, part, whole, autocast)
     if not places(model):
         raise UserError(f"{type(model).__name__} bypasses the attention interface of transformers")
 
