@@ -168,7 +168,7 @@ class Attends(nn.Module):
             q_BHMD.shape[3], v_BGNE.shape[3], dtype, mask, scale, dropout_p, softcap,
             alibi, decode, bias_HMN is not None,
         )  # fmt: skip
-        given = [_to_layout(x, self.layout) for x in tensors]
+        given = [_to_layout(x, self.layout, is_cache=decode) for x in tensors]
         if bias_HMN is not None:
             given.append(bias_HMN.to(dtype).contiguous())
         call = self._calls.get(shape)
@@ -266,16 +266,19 @@ class _Own(torch.autograd.Function):
             return None, *ctx.built.backward(saved, grad_out)
 
 
-def _to_layout(x_BHSD: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _to_layout(x_BHSD: torch.Tensor, layout: Layout, *, is_cache: bool) -> torch.Tensor:
     """A view in the layout, copied only where the layout promises other strides.
 
     Models hold ``(batch, seqlen, heads, dim)`` in memory. BHSD is given as the view it is;
-    BSHD and packed are contiguous, which costs nothing where the model's own are.
+    BSHD and packed are contiguous, which costs nothing where the model's own are. A cache
+    stays a view of a longer one, as a problem with ``decode`` has it.
     """
     if layout == "BHSD":
         return x_BHSD
-    x_BSHD = x_BHSD.transpose(1, 2).contiguous()
-    return x_BSHD if layout == "BSHD" else x_BSHD.flatten(0, 1)
+    x_BSHD = x_BHSD.transpose(1, 2)
+    if layout == "BSHD":
+        return x_BSHD if is_cache else x_BSHD.contiguous()
+    return x_BSHD.flatten(0, 1).contiguous()
 
 
 def prepare(

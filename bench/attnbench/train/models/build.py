@@ -69,7 +69,7 @@ def build_model(
         sentences="token_type_ids" in batch,
         image=task.image,
         dropout=workload.dropout,
-        attention=register(attention.name),
+        attention=register(),
     )
     builds = Builds(attention, device, seed=seed)
     with _drawing(device, seed), device:
