@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,7 +73,16 @@ class Hugging(nn.Module):
 
     def checkpoint(self) -> None:
         """Recompute the activations of each layer in the backward."""
-        cast(Any, self.body).gradient_checkpointing_enable({"use_reentrant": False})
+        from transformers import PreTrainedModel
+
+        for model in self.body.modules():
+            if isinstance(model, PreTrainedModel):
+                known: Any = model
+                enable = getattr(known, "activation_checkpointing_enable", None)
+                (enable or known.gradient_checkpointing_enable)({"use_reentrant": False})
+                # It also made embeddings ask for gradients, which would run the whole
+                # backward of a body that is frozen.
+                known.disable_input_require_grads()
 
 
 class WithHead(nn.Module):
@@ -88,10 +97,6 @@ class WithHead(nn.Module):
         """``(B, classes)``."""
         last_BC = self.decoder(**inputs).last_hidden_state[:, -1]
         return self.head(last_BC)  # type: ignore[no-any-return]
-
-    def gradient_checkpointing_enable(self, keywords: dict[str, Any]) -> None:
-        """As models of transformers have it."""
-        cast(Any, self.decoder).gradient_checkpointing_enable(keywords)
 
 
 class ImageAndText(nn.Module):
@@ -110,11 +115,6 @@ class ImageAndText(nn.Module):
         image_BTC = self.image(pixel_values=pixel_values).last_hidden_state
         text_BTC = self.text(**text).last_hidden_state
         return self.left(image_BTC.mean(dim=1)), self.right(text_BTC.mean(dim=1))
-
-    def gradient_checkpointing_enable(self, keywords: dict[str, Any]) -> None:
-        """As models of transformers have it."""
-        cast(Any, self.image).gradient_checkpointing_enable(keywords)
-        cast(Any, self.text).gradient_checkpointing_enable(keywords)
 
 
 def build_hugging(preset: Preset, wanted: Wanted) -> Hugging:
