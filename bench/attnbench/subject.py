@@ -1,0 +1,48 @@
+"""What a point is about: a single attention (``Problem``) or a training run (``Workload``).
+
+Both are immutable, hashable and serialisable, and have an ``id`` and a ``label``; a suite,
+a plan and a record are of one kind. What tells the kinds apart by name is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from attnbench.problem import Problem
+from attnbench.record import Record
+from attnbench.train.workload import Workload
+
+PointKind = Literal["attention", "training"]
+Subject = Problem | Workload
+
+_KEYS: Mapping[PointKind, tuple[str, ...]] = {  # that a suite may give
+    "attention": (
+        *(f.name for f in dataclasses.fields(Problem)), "heads", "seqlen", "d_model", "preset",
+    ),
+    "training": tuple(f.name for f in dataclasses.fields(Workload)),
+}  # fmt: skip
+
+
+def keys_of(kind: PointKind) -> tuple[str, ...]:
+    """The keys by which a suite of this kind describes its points."""
+    return _KEYS[kind]
+
+
+def make_subject(kind: PointKind, fields: Mapping[str, Any]) -> Subject:
+    """The problem or workload that loose fields describe.
+
+    Raises:
+        UserError: unknown field, or an invalid value.
+    """
+    return Workload.of(**fields) if kind == "training" else Problem.of(**fields)
+
+
+def subject_of(record: Record) -> Subject:
+    """What a record is about.
+
+    Raises:
+        UserError: this attnbench cannot read it.
+    """
+    return make_subject(record.kind, record.problem)
