@@ -30,7 +30,8 @@ class Batch:
             (B, channels, height, width); int64 but for pixels.
         targets: by the name of the output that is held against them: ``tokens`` (B, T) int64
             with :data:`IGNORED`; ``label`` (B,) int64 (classification; next sentence).
-            Matching has none: row i of one side belongs to row i of the other.
+            Matching has none: row i of one side belongs to row i of the other; or, with
+            cross-entropy, ``label`` (B,), 1 where the two sides belong together.
         tokens: counted in throughput: all positions that go through attention, the
             encoder's, the decoder's and an image's patches.
     """
@@ -38,6 +39,20 @@ class Batch:
     inputs: Mapping[str, torch.Tensor]
     targets: Mapping[str, torch.Tensor]
     tokens: int
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """Square images: channels, pixels of a side, and pixels of a square patch's side."""
+
+    channels: int
+    size: int
+    patch: int
+
+    @property
+    def positions(self) -> int:
+        """Patches, and the class token before them."""
+        return (self.size // self.patch) ** 2 + 1
 
 
 class Task(Protocol):
@@ -49,7 +64,10 @@ class Task(Protocol):
 
     objective: Objective
     vocab_size: int
-    classes: int  # of ``label``; 0 where there is none
+    classes: int  # of ``label``; 0 where no output of that name is needed
+    image: ImageShape | None  # of ``pixel_values``
+    metric: str  # the figure that target and patience look at, among ``metrics.figures``
+    maximize: bool  # whether more of it is better
 
     def batch(self, step: int, split: Split = "train") -> Batch:
         """The batch of a step."""
@@ -57,7 +75,10 @@ class Task(Protocol):
     def score(
         self, outputs: Mapping[str, torch.Tensor], batch: Batch
     ) -> Mapping[str, tuple[float, float]]:
-        """By metric, a sum and its weight: metrics of several batches add up, then divide."""
+        """By metric, a sum and its weight: those of several batches add up.
+
+        ``data.metrics.figures`` divides, and derives what is no mean (macro F1, perplexity).
+        """
 
 
 class Model(Protocol):

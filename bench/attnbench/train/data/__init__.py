@@ -1,0 +1,80 @@
+"""What models learn from: tasks by name, all generated or read from a package, no download.
+
+A task is written ``name`` or ``name:option=value,…``, as implementations and masks are:
+``mqar:pairs=4,vocab=64``. Reading this module costs no torch; making a task does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from attnbench.errors import UserError, unknown
+from attnbench.spec import parse_spec
+from attnbench.train.workload import Objective, Workload
+
+if TYPE_CHECKING:
+    from attnbench.train.data.base import SeededTask
+    from attnbench.train.roles import Task
+
+__all__ = ["TASKS", "Entry", "make_task", "objectives_of"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a task is defined, and what can be learned from it; its usual objective is first."""
+
+    module: str
+    type: str
+    objectives: tuple[Objective, ...]
+
+
+TASKS: Mapping[str, Entry] = {
+    "text": Entry("text", "Text", ("causal-lm", "masked-lm", "classification")),
+    "copy": Entry("copying", "Copying", ("causal-lm", "masked-lm", "seq2seq")),
+    "mqar": Entry("recall", "Recall", ("causal-lm", "masked-lm")),
+    "listops": Entry("listops", "ListOps", ("classification",)),
+    "translation": Entry("translation", "Translation", ("seq2seq",)),
+    "images": Entry("images", "Images", ("classification",)),
+    "pairs": Entry("pairs", "Pairs", ("matching",)),
+}
+
+
+def objectives_of(task: str) -> tuple[Objective, ...]:
+    """The objectives that a task allows, its usual one first.
+
+    Raises:
+        UserError: unknown task.
+    """
+    name, _ = parse_spec(task)
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return TASKS[name].objectives
+
+
+def make_task(workload: Workload, seed: int) -> Task:
+    """The task of a workload; an empty objective is the task's usual one.
+
+    Raises:
+        UserError: unknown task or option, an objective that the task does not allow, a
+            sequence length that it has no sequences of, or a missing package.
+    """
+    allowed = objectives_of(workload.task)
+    if workload.objective and workload.objective not in allowed:
+        raise UserError(
+            f"task {workload.task!r} is for objective {' or '.join(allowed)}, "
+            f"got {workload.objective!r}"
+        )
+    name, options = parse_spec(workload.task)
+    entry = TASKS[name]
+    module = importlib.import_module(f"{__name__}.{entry.module}")
+    cls = cast("type[SeededTask]", getattr(module, entry.type))
+    for option, value in options.items():
+        if option not in cls.OPTIONS:
+            raise unknown(f"option of task {name}", option, cls.OPTIONS)
+        if type(value) is not int or value < 1:
+            raise UserError(f"{option} of task {name} must be a positive integer, got {value!r}")
+    numbers = {**cls.OPTIONS, **{key: int(value) for key, value in options.items()}}
+    return cls(workload, seed, workload.objective or allowed[0], numbers)
