@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from attnbench.errors import UserError
 from attnbench.problem import Problem
 from attnbench.record import Record
 from attnbench.train.workload import Workload
@@ -34,9 +35,13 @@ def make_subject(kind: PointKind, fields: Mapping[str, Any]) -> Subject:
     """The problem or workload that loose fields describe.
 
     Raises:
-        UserError: unknown field, or an invalid value.
+        UserError: unknown field, an invalid value, or a model and a task that do not fit.
     """
-    return Workload.of(**fields) if kind == "training" else Problem.of(**fields)
+    if kind == "attention":
+        return Problem.of(**fields)
+    workload = Workload.of(**fields)
+    _check_names(workload)
+    return workload
 
 
 def subject_of(record: Record) -> Subject:
@@ -45,4 +50,17 @@ def subject_of(record: Record) -> Subject:
     Raises:
         UserError: this attnbench cannot read it.
     """
-    return make_subject(record.kind, record.problem)
+    of = Workload if record.kind == "training" else Problem
+    return of.from_json(record.problem)
+
+
+def _check_names(workload: Workload) -> None:
+    """Refuse a model or task that there is not, and a model that cannot learn the task."""
+    from attnbench.train.data import objectives_of
+    from attnbench.train.models.presets import objective_of, sized
+
+    sized(workload)
+    objective = objective_of(workload, objectives_of(workload.task)[0])
+    if objective not in objectives_of(workload.task):
+        allowed = " or ".join(objectives_of(workload.task))
+        raise UserError(f"task {workload.task!r} is for objective {allowed}, got {objective!r}")

@@ -32,8 +32,8 @@ from attnbench.train.clock import StepClock
 from attnbench.train.data import make_task
 from attnbench.train.figures import Breakdown, ModelFlops, Parity
 from attnbench.train.learning import Curve, learn
-from attnbench.train.models import build_model
 from attnbench.train.proof import verify_attention
+from attnbench.train.setup import make_teacher, make_trainer
 from attnbench.train.sizes import largest_batch
 from attnbench.train.step import Piece, Trainer, check_precision, products_of
 from attnbench.train.truth import Truth
@@ -73,14 +73,17 @@ class TrainGroup(Turns[Learner]):
         self._energy_s: float = task["energy_s"]
         self._energy_meter: EnergyMeter | None = None
         self._truth: Truth | None = None
+        self._teacher: torch.nn.Module | None = None
 
     def run(self) -> None:
         """Train and measure every contender; send a ``result`` for each."""
         self._send("step", who=None, phase="reference")
         try:
             self._check()
+            alive = self._reference_step
+            self._teacher = make_teacher(self.workload, self.device, self.seed, alive)
             if self._process == 0:
-                self._truth = Truth(self.workload, self.device, self.seed, self._reference_step)
+                self._truth = Truth(self.workload, self.device, self.seed, alive, self._teacher)
                 self._truth.find()
         except Exception as error:
             return self._all_fail(error)
@@ -272,19 +275,10 @@ class TrainGroup(Turns[Learner]):
         return anatomy.break_down(learner.trainer, pieces), counts
 
     def _trainer(self, workload: Workload, attention: Attention) -> Trainer:
-        return make_trainer(workload, attention, self.device, self.seed)
+        return make_trainer(workload, attention, self.device, self.seed, self._teacher)
 
     def _reference_step(self) -> None:
         self._send("step", who=None, phase="reference")
-
-
-def make_trainer(
-    workload: Workload, attention: Attention, device: torch.device, seed: int
-) -> Trainer:
-    """A model with its optimizer, as it begins: equal for all contenders with the same seed."""
-    torch.manual_seed(seed)
-    model = build_model(workload, make_task(workload, seed), attention, device, seed)
-    return Trainer(workload, model.train(), device)
 
 
 def in_words(parity: Parity) -> str:

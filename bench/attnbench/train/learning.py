@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
+from attnbench.train.data import metrics
 from attnbench.train.figures import Evaluation
-from attnbench.train.loss import loss_of
 from attnbench.train.roles import Task
 from attnbench.train.step import Trainer
+from attnbench.train.workload import Workload
 
 _EVALUATIONS = 10  # over the whole run; one more at its end
 _BATCHES = 4  # of validation, in each evaluation
 _SIGN_OF_LIFE_S = 1.0
-LOSS = "loss"
-"""The metric that patience follows: every task has it, and less of it is better."""
 
 
 @dataclass
@@ -61,7 +59,7 @@ def learn(
     torch.manual_seed(seed)
     trainer.model.train()
     losses = torch.empty(steps, device=trainer.device)
-    stop, curve = _Stop(workload.patience, workload.target), Curve([])
+    stop, curve = _Stop(workload, task), Curve([])
     every, said, done = max(1, steps // _EVALUATIONS), time.monotonic(), 0
     for step in range(steps):
         losses[step] = trainer.step(trainer.put(task.batch(step)))
@@ -70,9 +68,9 @@ def learn(
             alive()
             said = time.monotonic()
         if evaluate and (done % every == 0 or done == steps):
-            metrics = score(trainer, task)
-            curve.evaluations.append(Evaluation(step=done, metrics=metrics))
-            curve.stopped = stop.reason(metrics) if done < steps else None
+            found = score(trainer, task)
+            curve.evaluations.append(Evaluation(step=done, metrics=found))
+            curve.stopped = stop.reason(found) if done < steps else None
             if curve.stopped:
                 break
     curve.losses = losses[:done].tolist()
@@ -81,36 +79,30 @@ def learn(
 
 def score(trainer: Trainer, task: Task) -> dict[str, float | None]:
     """The task's metrics over a few validation batches; None for one that is not finite."""
-    sums: dict[str, float] = defaultdict(float)
-    weights: dict[str, float] = defaultdict(float)
+    totals = []
     for step in range(_BATCHES):
         batch = trainer.move(task.batch(step, "validation"))
-        outputs = trainer.outputs(batch)
-        found = {LOSS: (loss_of(trainer.workload, outputs, batch).item(), 1.0)}
-        for name, (total, weight) in (found | dict(task.score(outputs, batch))).items():
-            sums[name] += total
-            weights[name] += weight
-    means = {name: sums[name] / weights[name] for name in sums if weights[name]}
-    return {name: value if math.isfinite(value) else None for name, value in means.items()}
+        totals.append(task.score(trainer.outputs(batch), batch))
+    found = metrics.figures(metrics.add(totals))
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 class _Stop:
-    """Whether to stop early, from one evaluation to the next."""
+    """Whether to stop early, from one evaluation to the next, by the task's own metric."""
 
-    def __init__(self, patience: int, target: float) -> None:
-        self._patience, self._target = patience, target
-        self._best, self._since = math.inf, 0
+    def __init__(self, workload: Workload, task: Task) -> None:
+        self._patience, self._target = workload.patience, workload.target
+        self._metric, self._sign = task.metric, 1.0 if task.maximize else -1.0
+        self._best, self._since = -math.inf, 0
 
-    def reason(self, metrics: dict[str, float | None]) -> str | None:
+    def reason(self, found: Mapping[str, float | None]) -> str | None:
         """Why to stop now; None to go on."""
-        accuracy = metrics.get("accuracy")
-        if self._target and accuracy is not None and accuracy >= self._target:
-            return f"accuracy {accuracy:.4g} has reached the target {self._target:g}"
-        loss = metrics.get(LOSS)
-        if loss is not None and loss < self._best:
-            self._best, self._since = loss, 0
-        else:
-            self._since += 1
+        value = found[self._metric]
+        height = -math.inf if value is None else self._sign * value
+        if self._target and height >= self._sign * self._target:
+            return f"{self._metric} {value:.4g} has reached the target {self._target:g}"
+        self._since = 0 if height > self._best else self._since + 1
+        self._best = max(self._best, height)
         if self._patience and self._since >= self._patience:
-            return f"no lower validation loss in {self._since} evaluations"
+            return f"{self._metric} has not improved in {self._since} evaluations"
         return None

@@ -30,12 +30,10 @@ class Piece:
     Attributes:
         batch: its tensors.
         counts: what the whole batch predicts, by target; None where this is the whole batch.
-        teacher: what a teacher says to it, where there is one.
     """
 
     batch: Batch
     counts: Mapping[str, float] | None = None
-    teacher: Mapping[str, torch.Tensor] | None = None
 
 
 class Trainer:
@@ -45,17 +43,25 @@ class Trainer:
         workload: how it learns.
         model: a ``roles.Model`` on ``device``.
         device: where.
+        teacher: whom it follows, with ``workload.distillation``; asked anew in every step.
 
     Raises:
         Unsupported: the device cannot do the precision.
     """
 
-    def __init__(self, workload: Workload, model: torch.nn.Module, device: torch.device) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        model: torch.nn.Module,
+        device: torch.device,
+        teacher: torch.nn.Module | None = None,
+    ) -> None:
         check_precision(workload, device)
         self.workload = workload
         self.model = model
         self.device = device
         self._call: Any = torch.compile(model) if workload.compile else model
+        self._teacher = teacher
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(workload, model)
         self._rates = [lr_at(workload, step) for step in range(workload.steps)]
@@ -87,7 +93,8 @@ class Trainer:
         """The share of the batch's loss that belongs to a part; a scalar with its graph."""
         with self._context:
             outputs = self._call(**piece.batch.inputs)
-            return loss_of(self.workload, outputs, piece.batch, piece.teacher, piece.counts)
+            truth = self._asked(piece.batch) if self._teacher is not None else None
+            return loss_of(self.workload, outputs, piece.batch, truth, piece.counts)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss."""
@@ -131,6 +138,13 @@ class Trainer:
                 return found
         finally:
             self.model.train(was_training)
+
+    @torch.no_grad()
+    def _asked(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """What the teacher says."""
+        assert self._teacher is not None
+        said: Mapping[str, torch.Tensor] = self._teacher(**batch.inputs)
+        return said
 
     def move(self, batch: Batch) -> Batch:
         """A batch on the device."""

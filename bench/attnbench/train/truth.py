@@ -14,9 +14,8 @@ from attnbench.train.attentions import REFERENCE, reference, shaken
 from attnbench.train.data import make_task
 from attnbench.train.figures import Parity
 from attnbench.train.learning import Curve, learn
-from attnbench.train.models import build_model
 from attnbench.train.roles import Task
-from attnbench.train.step import Trainer
+from attnbench.train.setup import make_trainer
 from attnbench.train.workload import Workload
 
 _MOST_BATCH = 64  # to learn with, where the workload asks for the largest that fits
@@ -31,14 +30,20 @@ class Truth:
         device: where.
         seed: of model, data and dropout.
         alive: called every second or so.
+        teacher: whom everybody follows, if anybody.
     """
 
     def __init__(
-        self, workload: Workload, device: torch.device, seed: int, alive: Callable[[], None]
+        self,
+        workload: Workload,
+        device: torch.device,
+        seed: int,
+        alive: Callable[[], None],
+        teacher: torch.nn.Module | None = None,
     ) -> None:
         batch = workload.batch or _first_batch(workload.accumulation)
         self.workload = workload.replace(batch=batch)
-        self._device, self._seed, self._alive = device, seed, alive
+        self._device, self._seed, self._alive, self._teacher = device, seed, alive, teacher
         self._curve = Curve([])
         self._bound = np.empty(0)
 
@@ -91,9 +96,7 @@ class Truth:
             seed += (1 + rerun) * (workload.dropout > 0)  # other masks
             # A compiled contender rounds differently everywhere: so does the rerun that is not.
             workload = workload.replace(compile=False)
-        torch.manual_seed(self._seed)
-        model = build_model(workload, self.task, attention, self._device, self._seed)
-        trainer = Trainer(workload, model.train(), self._device)
+        trainer = make_trainer(workload, attention, self._device, self._seed, self._teacher)
         return learn(trainer, self.task, seed, self._alive, evaluate=rerun is None)
 
 
