@@ -74,7 +74,7 @@ def mfu_measured(record: Record, environment: Mapping[str, Any]) -> Mfu | None:
     """Shares of the rate that was measured on the device; None where none was."""
     ceilings = ceilings_of(environment)
     unit = _UNITS.get(str(record.problem.get("precision")))
-    if ceilings is None or unit not in ceilings.matmul:
+    if ceilings is None or unit is None or unit not in ceilings.matmul:
         return None
     return _mfu(record, ceilings.matmul[unit].median, f"measured {unit} products")
 
