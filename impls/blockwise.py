@@ -12,7 +12,7 @@ N = seqlen_k, D = head_dim, E = head_dim_v; m and n are those of one block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,14 +20,14 @@ import torch
 from attnbench import Attention, ForwardBackward, Problem, alibi_slopes, register
 
 Saved = tuple[torch.Tensor, ...]
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Gradients = tuple[torch.Tensor, ...]
 
 
 @register("blockwise")
 class Blockwise(Attention):
     """FlashAttention-2's online softmax and backward in plain PyTorch, block by block."""
 
-    features = Attention.features | {"alibi", "softcap"}
+    features = Attention.features | {"alibi", "bias", "softcap"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     options = {"block": 128}
     version = torch.__version__
@@ -60,14 +60,20 @@ class Blocks:
         self.q_pos_M1 = torch.arange(problem.seqlen_q, device=device)[:, None] + offset
 
     def forward(
-        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+        self,
+        q_BHMD: torch.Tensor,
+        k_BGND: torch.Tensor,
+        v_BGNE: torch.Tensor,
+        *learned_HMN: torch.Tensor,
     ) -> tuple[torch.Tensor, Saved]:
+        """The output, and what the backward begins with; at most one learned bias."""
         q_BGRMD, k_BG1ND, v_BG1NE = self._grouped(q_BHMD), k_BGND[:, :, None], v_BGNE[:, :, None]
+        bias_GRMN = self._bias(learned_HMN)
         acc_BGRME = q_BGRMD.new_zeros(*q_BGRMD.shape[:-1], v_BGNE.shape[-1], dtype=self.work)
         top_BGRM1 = acc_BGRME.new_full((*q_BGRMD.shape[:-1], 1), float("-inf"))
         sum_BGRM1 = torch.zeros_like(top_BGRM1)
         for visit in self.visits:
-            logits_BGRmn, _ = self._logits(visit, q_BGRMD, k_BG1ND)
+            logits_BGRmn, _ = self._logits(visit, q_BGRMD, k_BG1ND, bias_GRMN)
             old, acc, total = (x[..., visit.rows, :] for x in (top_BGRM1, acc_BGRME, sum_BGRM1))
             new = torch.maximum(old, logits_BGRmn.amax(dim=-1, keepdim=True))
             shift = new.masked_fill(new == float("-inf"), 0.0)  # no key seen yet
@@ -79,10 +85,13 @@ class Blocks:
         acc_BGRME.div_(sum_BGRM1.masked_fill(sum_BGRM1 == 0, 1.0))
         lse_BGRM1 = (top_BGRM1 + sum_BGRM1.log()).masked_fill(sum_BGRM1 == 0, 0.0)
         out_BHME = acc_BGRME.flatten(1, 2).to(q_BHMD.dtype)
-        return out_BHME, (q_BHMD, k_BGND, v_BGNE, out_BHME, lse_BGRM1)
+        return out_BHME, (q_BHMD, k_BGND, v_BGNE, out_BHME, lse_BGRM1, *learned_HMN)
 
     def backward(self, saved: Saved, grad_BHME: torch.Tensor) -> Gradients:
-        q_BHMD, k_BGND, v_BGNE, out_BHME, lse_BGRM1 = saved
+        """The gradients of q, k and v, and of the bias if there was one."""
+        q_BHMD, k_BGND, v_BGNE, out_BHME, lse_BGRM1, *learned_HMN = saved
+        bias_GRMN = self._bias(learned_HMN)
+        dbias_GRMN = None if bias_GRMN is None else torch.zeros_like(bias_GRMN)
         q_BGRMD, k_BG1ND, v_BG1NE = self._grouped(q_BHMD), k_BGND[:, :, None], v_BGNE[:, :, None]
         grad_BGRME = self._grouped(grad_BHME).to(self.work)
         delta_BGRM1 = (grad_BGRME * self._grouped(out_BHME)).sum(dim=-1, keepdim=True)
@@ -97,18 +106,34 @@ class Blocks:
                 for x, part in ((q_BGRMD, rows), (k_BG1ND, keys), (v_BG1NE, keys))
             )
             grad = grad_BGRME[..., rows, :]
-            logits_BGRmn, slope_BGRmn = self._logits(visit, q_BGRMD, k_BG1ND)
+            logits_BGRmn, slope_BGRmn = self._logits(visit, q_BGRMD, k_BG1ND, bias_GRMN)
             weights_BGRmn = torch.exp(logits_BGRmn - lse_BGRM1[..., rows, :])
             dlogits_BGRmn = weights_BGRmn * (grad @ v.mT - delta_BGRM1[..., rows, :])
+            if dbias_GRMN is not None:
+                dbias_GRMN[..., rows, keys] += dlogits_BGRmn.sum(dim=0)
             dlogits_BGRmn = dlogits_BGRmn * slope_BGRmn * self.problem.softmax_scale
             dq_BGRMD[..., rows, :] += dlogits_BGRmn @ k
             dk_BGND[..., keys, :] += (dlogits_BGRmn.mT @ q).sum(dim=2)
             dv_BGNE[..., keys, :] += (weights_BGRmn.mT @ grad).sum(dim=2)
         dtype = q_BHMD.dtype
-        return dq_BGRMD.flatten(1, 2).to(dtype), dk_BGND.to(dtype), dv_BGNE.to(dtype)
+        gradients = (dq_BGRMD.flatten(1, 2).to(dtype), dk_BGND.to(dtype), dv_BGNE.to(dtype))
+        if dbias_GRMN is None:
+            return gradients
+        return *gradients, dbias_GRMN.flatten(0, 1).to(dtype)
+
+    def _bias(self, learned_HMN: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """The learned bias by key head, in the working precision; None if there is none."""
+        if not learned_HMN:
+            return None
+        bias_HMN = learned_HMN[0].to(self.work)
+        return torch.unflatten(bias_HMN, 0, (self.problem.heads_kv, -1))
 
     def _logits(
-        self, visit: Visit, q_BGRMD: torch.Tensor, k_BG1ND: torch.Tensor
+        self,
+        visit: Visit,
+        q_BGRMD: torch.Tensor,
+        k_BG1ND: torch.Tensor,
+        bias_GRMN: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Logits of one block, and the softcap's slope there."""
         q, k = q_BGRMD[..., visit.rows, :].to(self.work), k_BG1ND[..., visit.keys, :].to(self.work)
@@ -120,6 +145,8 @@ class Blocks:
         if self.problem.alibi:
             distance_mn = (self.q_pos_M1[visit.rows] - self.k_pos_N[visit.keys]).abs()
             logits_BGRmn = logits_BGRmn - self.slopes_GR11 * distance_mn
+        if bias_GRMN is not None:
+            logits_BGRmn = logits_BGRmn + bias_GRMN[..., visit.rows, visit.keys]
         if visit.hidden_mn is not None:
             logits_BGRmn = logits_BGRmn.masked_fill(visit.hidden_mn, float("-inf"))
         return logits_BGRmn, slope

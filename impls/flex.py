@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from attnbench import Attention, Problem, Unsupported, alibi_slopes, make_inputs, register
 
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Call = Callable[..., torch.Tensor]
 ScoreMod = Callable[..., Any]
 
 # One process compiles many problems. Past the limit dynamo would quietly run FlexAttention
@@ -29,7 +29,7 @@ _RECOMPILE_LIMIT = 64
 class Flex(Attention):
     """FlexAttention, compiled with the mask and the extras of each problem."""
 
-    features = Attention.features | {"alibi", "softcap"}
+    features = Attention.features | {"alibi", "bias", "softcap"}
     dtypes = ("float32", "bfloat16", "float16")
     version = torch.__version__
     source = "Dong et al. 2024, Flex Attention, arXiv 2412.05496"
@@ -40,40 +40,67 @@ class Flex(Attention):
             raise Unsupported("torch's FlexAttention has no backward on CPU")
 
     def build(self, problem: Problem, device: torch.device) -> Call:
-        torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
-        # The harness times the backward alone, so a graph is walked more than once.
-        torch._functorch.config.donated_buffer = False
-        block_mask, score_mod = None, _score_mod(problem, device)
-        if problem.mask.kind != "full":
-            lengths = (problem.seqlen_q, problem.seqlen_k)
-            mask_mod = problem.mask.mask_mod(*lengths, device)
-            block_mask = create_block_mask(mask_mod, None, None, *lengths, device=device)
+        score_mod, keywords = _score_mod(problem, device), _keywords(problem, device)
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return flex_attention(
-                q, k, v, score_mod, block_mask,
-                scale=problem.softmax_scale, enable_gqa=problem.heads_q != problem.heads_kv,
-            )  # fmt: skip
+            out: torch.Tensor = flex_attention(q, k, v, score_mod, **keywords)
+            return out
 
-        compiled: Call = torch.compile(attend, fullgraph=True, dynamic=False)
-        _compile(compiled, problem, device)
-        return compiled
+        def attend_biased(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias_HMN: torch.Tensor
+        ) -> torch.Tensor:
+            def biased(score: Any, b: Any, h: Any, q_index: Any, k_index: Any) -> Any:
+                if score_mod is not None:
+                    score = score_mod(score, b, h, q_index, k_index)
+                return score + bias_HMN[h, q_index, k_index]
+
+            out: torch.Tensor = flex_attention(q, k, v, biased, **keywords)
+            return out
+
+        if not problem.bias:
+            return _compile(attend, problem, device)
+        return _compile(attend_biased, problem, device, _zeros(problem, device))
 
 
-def _compile(call: Call, problem: Problem, device: torch.device) -> None:
+def _zeros(problem: Problem, device: torch.device) -> torch.Tensor:
+    """A bias that does nothing, to compile with."""
+    shape = (problem.heads_q, problem.seqlen_q, problem.seqlen_k)
+    return torch.zeros(shape, dtype=problem.torch_dtype, device=device)
+
+
+def _keywords(problem: Problem, device: torch.device) -> dict[str, Any]:
+    """What flex_attention is told beside the tensors and the score_mod."""
+    block_mask = None
+    if problem.mask.kind != "full":
+        lengths = (problem.seqlen_q, problem.seqlen_k)
+        mask_mod = problem.mask.mask_mod(*lengths, device)
+        block_mask = create_block_mask(mask_mod, None, None, *lengths, device=device)
+    return {
+        "block_mask": block_mask,
+        "scale": problem.softmax_scale,
+        "enable_gqa": problem.heads_q != problem.heads_kv,
+    }
+
+
+def _compile(attend: Call, problem: Problem, device: torch.device, *more: torch.Tensor) -> Call:
     """Compile now, not while timed; where torch cannot, raise Unsupported with its reason."""
+    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+    # The harness times the backward alone, so a graph is walked more than once.
+    torch._functorch.config.donated_buffer = False
+    compiled: Call = torch.compile(attend, fullgraph=True, dynamic=False)
     inputs = make_inputs(problem, seed=0, device=device)
     wants_grad = problem.direction != "forward"
-    q, k, v = (x.requires_grad_(wants_grad) for x in inputs.qkv())
+    given = [x.requires_grad_(wants_grad) for x in (*inputs.qkv(), *more)]
     try:
         with torch.set_grad_enabled(wants_grad):
-            out = call(q, k, v)
+            out = compiled(*given)
         if wants_grad:
-            torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)
+            torch.autograd.grad(out, given, inputs.grad_out_BHME)
     except torch._dynamo.exc.TorchDynamoException as error:
         # Inductor names the operation's exception in its first lines, dynamo in the cause.
         reason = " ".join(str(error.__cause__ or error).split("\n\n")[0].split())[:300]
         raise Unsupported(f"FlexAttention does not compile: {reason}") from error
+    return compiled
 
 
 def _score_mod(problem: Problem, device: torch.device) -> ScoreMod | None:

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnbench import Attention, Problem, Unsupported, alibi_bias, make_inputs, register
 
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Call = Callable[..., torch.Tensor]
 
 
 @register("sdpa")
@@ -27,7 +27,7 @@ class Sdpa(Attention):
     """scaled_dot_product_attention with the backend that torch chooses."""
 
     backend: ClassVar[SDPBackend | None] = None
-    features = Attention.features | {"alibi"}
+    features = Attention.features | {"alibi", "bias"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     version = torch.__version__
     source = "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html"
@@ -39,21 +39,29 @@ class Sdpa(Attention):
 
     def build(self, problem: Problem, device: torch.device) -> Call:
         keywords: dict[str, Any] = {
-            **self._mask(problem, device),
             "scale": problem.softmax_scale,
             "enable_gqa": problem.heads_q != problem.heads_kv,
         }
+        masked = {} if problem.bias else self._mask(problem, device)
+        hidden_MN = _added(problem, device) if problem.bias else None
 
         def chosen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return F.scaled_dot_product_attention(q, k, v, **keywords)
+            return F.scaled_dot_product_attention(q, k, v, **masked, **keywords)
 
+        def biased(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias_HMN: torch.Tensor
+        ) -> torch.Tensor:
+            mask_HMN = bias_HMN if hidden_MN is None else bias_HMN + hidden_MN
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_HMN[None], **keywords)
+
+        call: Call = biased if problem.bias else chosen
         if self.backend is None:
-            return chosen
+            return call
         backend = [self.backend]
 
-        def forced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        def forced(*tensors: torch.Tensor) -> torch.Tensor:
             with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(q, k, v, **keywords)
+                return call(*tensors)
 
         _probe(forced, problem, device)
         return forced
@@ -74,10 +82,9 @@ class Sdpa(Attention):
 
             return {"attn_mask": causal_lower_right(*lengths)}
         # Additive, because torch turns a boolean mask into this one in every call.
-        bias_MN = problem.mask.additive(*lengths, problem.torch_dtype, device)
-        if problem.alibi:
-            return {"attn_mask": (alibi_bias(problem, device) + bias_MN)[None]}
-        return {"attn_mask": bias_MN}
+        added = _added(problem, device)
+        assert added is not None
+        return {"attn_mask": added[None] if problem.alibi else added}
 
 
 @register("sdpa-math")
@@ -110,18 +117,31 @@ class SdpaCudnn(Sdpa):
     devices = ("cuda",)
 
 
+def _added(problem: Problem, device: torch.device) -> torch.Tensor | None:
+    """What is added to the logits beside a learned bias: mask and ALiBi; None if nothing is."""
+    if problem.mask.kind == "full" and not problem.alibi:
+        return None
+    lengths = (problem.seqlen_q, problem.seqlen_k)
+    bias_MN = problem.mask.additive(*lengths, problem.torch_dtype, device)
+    return alibi_bias(problem, device) + bias_MN if problem.alibi else bias_MN
+
+
 def _probe(call: Call, problem: Problem, device: torch.device) -> None:
     """Call it once; where torch refuses, raise Unsupported with torch's own reason."""
     inputs = make_inputs(problem, seed=0, device=device)
     wants_grad = problem.direction != "forward"
-    q, k, v = (x.requires_grad_(wants_grad) for x in inputs.qkv())
+    given = list(inputs.qkv())
+    if problem.bias:
+        given.append(given[0].new_zeros(problem.heads_q, problem.seqlen_q, problem.seqlen_k))
+    for x in given:
+        x.requires_grad_(wants_grad)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
             with torch.set_grad_enabled(wants_grad):
-                out = call(q, k, v)
+                out = call(*given)
             if wants_grad:
-                torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)
+                torch.autograd.grad(out, given, inputs.grad_out_BHME)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

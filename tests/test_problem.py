@@ -182,7 +182,8 @@ CHANGES = [
     {"mask": "window"}, {"mask": "window:window=9"}, {"mask": "document:count=2"},
     {"mask": "document:count=2,seed=1"}, {"dropout_p": 0.1}, {"scale": 0.5}, {"scale": 0.0},
     {"softcap": 30.0}, {"alibi": True}, {"direction": "backward"}, {"direction": "both"},
-    {"decode": True}, {"level": "layer"}, {"inputs": "large"},
+    {"decode": True}, {"level": "layer"}, {"inputs": "large"}, {"bias": True},
+    {"level": "layer", "position": "rope"}, {"level": "layer", "batch": 2, "padding": 0.5},
 ]  # fmt: skip
 
 
@@ -230,13 +231,15 @@ def test_the_label_tells_the_shape_and_what_is_unusual():
     assert Problem().label == "B1 H8 N512 D64 float32 full forward"
     p = Problem.of(
         heads=8, heads_kv=2, seqlen_q=1, seqlen_k=99, head_dim=64, head_dim_v=32, dtype="bf16",
-        mask="causal", dropout_p=0.1, scale=0.5, softcap=30, alibi=True, decode=True,
-        level="layer", inputs="peaky",
+        mask="causal", dropout_p=0.1, scale=0.5, softcap=30, alibi=True, bias=True, decode=True,
+        inputs="peaky",
     )  # fmt: skip
     assert p.label == (
         "B1 H8/2 N1×99 D64/32 bfloat16 causal forward dropout=0.1 scale=0.5 softcap=30.0 "
-        "alibi decode layer peaky"
+        "alibi bias decode peaky"
     )
+    layer = Problem.of(batch=2, level="layer", position="rope", padding=0.25)
+    assert layer.label.endswith("forward layer position=rope padding=0.25")
 
 
 def test_features_are_what_plain_attention_does_not_need():
@@ -245,7 +248,7 @@ def test_features_are_what_plain_attention_does_not_need():
         "backward": {"direction": "both"}, "gqa": {"heads_kv": 2}, "cross": {"seqlen_k": 600},
         "head_dim_v": {"head_dim_v": 32}, "scale": {"scale": 1.0}, "dropout": {"dropout_p": 0.1},
         "softcap": {"softcap": 9.0}, "alibi": {"alibi": True}, "decode": {"decode": True},
-        "layer": {"level": "layer"},
+        "bias": {"bias": True},
     }  # fmt: skip
     for feature, change in needs.items():
         assert Problem().replace(**change).features == {feature}

@@ -33,7 +33,7 @@ FEATURES: Mapping[str, str] = {
     "dropout": "dropout",
     "softcap": "softcap",
     "alibi": "ALiBi",
-    "layer": "the layer level (projections)",
+    "bias": "a learned bias on the logits",
 }
 """What a problem may ask for beyond plain attention, and how to say it to a person."""
 
@@ -52,10 +52,13 @@ class ForwardBackward:
     Attributes:
         forward: ``(q, k, v) → (out, saved)``; ``saved`` is handed to the backward as it is.
         backward: ``(saved, grad_out) → (dq, dk, dv)``.
+
+    With a bias (``problem.bias``) the forward takes ``(q, k, v, bias)`` and the backward
+    returns ``(dq, dk, dv, dbias)``.
     """
 
-    forward: Callable[[Any, Any, Any], tuple[Any, Any]]
-    backward: Callable[[Any, Any], tuple[Any, Any, Any]]
+    forward: Callable[..., tuple[Any, Any]]
+    backward: Callable[[Any, Any], tuple[Any, ...]]
 
 
 class Attention:

@@ -23,17 +23,29 @@ def flops(problem: Problem) -> int:
     Attention's forward is 2·pairs·(D + E) a head (QKᵀ and PV), counted over exactly the
     pairs the mask keeps; the backward 2·pairs·(3D + 2E): dV, dP, dQ, dK and the logits
     again, which for D = E is the 2.5 × of FlashAttention-2 (Dao 2023, arXiv 2307.08691,
-    §4.1). ``layer`` adds the four projections, with twice their forward for the backward.
-    Softmax is not counted, as everywhere in the field.
+    §4.1). ``layer`` adds the four projections, with twice their forward for the backward;
+    padding counts nowhere. Softmax and position encodings are not counted, as everywhere
+    in the field.
     """
     p = problem
-    pairs = p.batch * p.heads_q * p.mask.coverage(p.seqlen_q, p.seqlen_k).pairs
+    pairs = attended_pairs(p)
     forward = 2 * pairs * (p.head_dim + p.head_dim_v)
     backward = 2 * pairs * (3 * p.head_dim + 2 * p.head_dim_v)
     if p.level == "layer":
         forward += _projection_flops(p)
         backward += 2 * _projection_flops(p)
     return _in_direction(p, forward, backward)
+
+
+def attended_pairs(problem: Problem) -> int:
+    """(query, key) pairs that the mask keeps, of all heads and batch entries."""
+    core = problem.core
+    return core.batch * core.heads_q * core.mask.coverage(core.seqlen_q, core.seqlen_k).pairs
+
+
+def of_method(problem: Problem, core: int) -> int:
+    """FLOPs of a layer around a method that says its own for the op inside."""
+    return core + flops(problem) - flops(problem.core)
 
 
 def ideal_bytes(problem: Problem) -> int:
@@ -44,10 +56,10 @@ def ideal_bytes(problem: Problem) -> int:
     kernel keeps it) the float32 LSE out. Backward: q, k, v, out, grad_out and LSE in; dq,
     dk, dv out. ``layer`` has the projection weights and the hidden states instead, with
     their gradients; q, k and v stay inside, except those that a decode step finds in its
-    cache.
+    cache. Padding need not move, and tables of positions are left out.
     """
     p = problem
-    lse = p.batch * p.heads_q * p.seqlen_q * _LSE_BYTES
+    lse = p.core.batch * p.heads_q * p.core.seqlen_q * _LSE_BYTES
     forward, backward = _layer_elements(p) if p.level == "layer" else _op_elements(p)
     return _in_direction(p, p.element_bytes * forward + lse, p.element_bytes * backward + lse)
 
@@ -78,9 +90,9 @@ def _layer_elements(p: Problem) -> tuple[int, int]:
     kv_dims = p.head_dim + p.head_dim_v
     weights = p.d_model * (p.heads_q + p.heads_kv) * kv_dims
     one_state = p.decode or p.seqlen_q == p.seqlen_k
-    tokens = p.seqlen_q if one_state else p.seqlen_q + p.seqlen_k
-    hidden = p.batch * tokens * p.d_model
-    out = p.batch * p.seqlen_q * p.d_model
+    queries = p.core.batch * p.core.seqlen_q
+    out = queries * p.d_model
+    hidden = out if one_state else out + p.batch * p.seqlen_k * p.d_model
     seen_keys = p.mask.coverage(p.seqlen_q, p.seqlen_k).keys
     cache = p.batch * p.heads_kv * seen_keys * kv_dims if p.decode else 0
     return weights + hidden + cache + out, 2 * (weights + hidden) + out
@@ -88,6 +100,7 @@ def _layer_elements(p: Problem) -> tuple[int, int]:
 
 def _projection_flops(p: Problem) -> int:
     """Wq and Wo for each query, Wk and Wv for each key that is not cached already."""
-    keys = p.seqlen_q if p.decode else p.seqlen_k
-    rows = p.seqlen_q * p.heads_q + keys * p.heads_kv
-    return 2 * p.batch * p.d_model * rows * (p.head_dim + p.head_dim_v)
+    core = p.core
+    keys = core.seqlen_q if p.decode else core.seqlen_k
+    rows = core.seqlen_q * p.heads_q + keys * p.heads_kv
+    return 2 * core.batch * p.d_model * rows * (p.head_dim + p.head_dim_v)

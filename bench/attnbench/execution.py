@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from attnbench.inputs import Inputs
-from attnbench.plugin import Attention, ForwardBackward, Layout
+from attnbench.inputs import AnyInputs
+from attnbench.plugin import Attention, ForwardBackward, Layout, Unsupported
 from attnbench.problem import Problem
 from attnbench.spec import Value
 from attnbench.watch.storage import not_real
 
-_NAMES = ("q", "k", "v")
 _GONE_THROUGH = "backward through the graph a second time"  # autograd's words
 
 
@@ -44,48 +43,57 @@ class Execution:
     def __init__(
         self, implementation: Attention, problem: Problem, device: torch.device, seed: int = 0
     ) -> None:
-        implementation.supports(problem, device)
-        torch.manual_seed(seed)  # learned or random state of a method is part of the point
-        built = implementation.build(problem, device)
-        if not isinstance(built, ForwardBackward) and not callable(built):
-            raise TypeError(
-                f"build() must return a callable or a ForwardBackward, got {type(built).__name__}"
-            )
-        self.choices = _choices_of(built)
         self.problem = problem
         self.implementation = implementation
-        self.built = built
+        self.built = self._build(device, seed)
+        self.choices = _choices_of(self.built)
         self._layout = implementation.layout
-        self._tensors: list[torch.Tensor] = []  # q, k, v, grad_out in the layout
-        self._original: Inputs | None = None
+        self._names: tuple[str, ...] = ("q", "k", "v")  # what there are gradients of
+        self._tensors: list[torch.Tensor] = []  # these in the layout, and grad_out
+        self._original: AnyInputs | None = None
         self._signs: Mapping[str, torch.Tensor] | None = None  # of what is loaded
         self._out: Any = None
         self._saved: Any = None
         self._gradients: tuple[Any, ...] = ()
 
+    def _build(self, device: torch.device, seed: int) -> Any:
+        """What the implementation builds for the problem."""
+        if self.problem.bias:
+            raise Unsupported(
+                "a bias is handed over by a layer: level = 'layer' with position = 'relative'"
+            )
+        return build(self.implementation, self.problem, device, seed)
+
     # ---- around the timed call -------------------------------------------------------
 
-    def load(self, inputs: Inputs) -> None:
+    def load(self, inputs: AnyInputs) -> None:
         """Put inputs in place, in the implementation's layout (untimed).
 
         A second load writes new contents to the same addresses, so that an implementation
         which remembers outputs by address, identity or version is found out. For the
         backward alone the forward is run here.
         """
-        given = (*inputs.qkv(), inputs.grad_out_BHME)
-        fresh = [to_layout(x, self._layout) for x in given]
+        self._place(inputs)
+        self._original, self._signs = inputs, None
+        self._out, self._gradients = None, ()
+        needs_grad = self.problem.direction != "forward" and not self._is_own
+        for tensor in self._leaves:
+            tensor.requires_grad_(needs_grad)
+        if self.problem.direction == "backward":
+            self._forward()
+
+    def _place(self, inputs: AnyInputs) -> None:
+        fresh = [to_layout(x, self._layout) for x in inputs.named().values()]
         if self._tensors and not any(0 in x.stride() for x in self._tensors):
             for own, new in zip(self._tensors, fresh, strict=True):
                 own.data.copy_(new)  # .data: no version counter tells of it
         else:
             self._tensors = fresh
-        self._original, self._signs = inputs, None
-        self._out, self._gradients = None, ()
-        needs_grad = self.problem.direction != "forward" and not self._is_own
-        for tensor in self._tensors[:3]:
-            tensor.requires_grad_(needs_grad)
-        if self.problem.direction == "backward":
-            self._forward()
+
+    @property
+    def _leaves(self) -> Sequence[torch.Tensor]:
+        """What autograd is asked for the gradients of."""
+        return self._tensors[:-1]
 
     def twin(self) -> Execution:
         """The same built callable over inputs of its own that hold the same contents."""
@@ -101,7 +109,7 @@ class Execution:
         batch = self.problem.batch
         return {
             name: from_layout(x.data, self._layout, batch)
-            for name, x in zip((*_NAMES, "grad_out"), self._tensors, strict=True)
+            for name, x in zip((*self._names, "grad_out"), self._tensors, strict=True)
         }
 
     @property
@@ -134,7 +142,7 @@ class Execution:
         def change(name: str) -> None:
             loaded[name].mul_(signs[name] if before is None else signs[name] * before[name])
 
-        for name in _NAMES:
+        for name in self._names:
             change(name)
         self.forget()
         if self.problem.direction == "backward":
@@ -173,12 +181,7 @@ class Execution:
         self._check_out()
         named: dict[str, Any] = {"out": self._out}
         if p.direction != "forward":
-            shapes = [tuple(x.shape) for x in self._tensors[:3]]
-            if not isinstance(self._gradients, (tuple, list)) or len(self._gradients) != 3:
-                raise WrongOutput("the backward must return (dq, dk, dv)")
-            for name, gradient, shape in zip(_NAMES, self._gradients, shapes, strict=True):
-                self._check(f"d{name}", gradient, shape)
-                named[f"d{name}"] = gradient
+            named |= self._named_gradients()
         for name, tensor in named.items():
             if (fault := not_real(name, tensor, may_repeat=name != "out")) is not None:
                 raise WrongOutput(fault)
@@ -187,12 +190,22 @@ class Execution:
             for name, tensor in named.items()
         }
 
+    def _named_gradients(self) -> dict[str, torch.Tensor]:
+        """The gradients of the last step by name, of the right shapes."""
+        if not isinstance(self._gradients, (tuple, list)) or len(self._gradients) != 3:
+            raise WrongOutput("the backward must return (dq, dk, dv)")
+        named = {f"d{name}": x for name, x in zip(self._names, self._gradients, strict=True)}
+        for (name, x), given in zip(named.items(), self._tensors, strict=False):
+            self._check(name, x, tuple(given.shape))
+        return named
+
     def changed_input(self) -> str | None:
         """The name of an input that the implementation overwrote, or None."""
         if self._original is None:
             return None
-        given = (*self._original.qkv(), self._original.grad_out_BHME)
-        for (name, own), x in zip(self.loaded.items(), given, strict=True):
+        given = self._original.named()
+        for name, own in self.loaded.items():
+            x = given[name]
             same = own if self._signs is None else own * self._signs[name]
             if not torch.equal(_bits(same), _bits(x)):
                 return name
@@ -237,21 +250,21 @@ class Execution:
         self._backward()
 
     def _forward(self) -> None:
-        q, k, v, _ = self._tensors
+        given = self._tensors[:-1]
         if isinstance(self.built, ForwardBackward):
-            self._out, self._saved = self.built.forward(q, k, v)
+            self._out, self._saved = self.built.forward(*given)
         else:
-            self._out = self.built(q, k, v)
+            self._out = self.built(*given)
 
     def _backward(self) -> None:
-        q, k, v, grad_out = self._tensors
+        grad_out = self._tensors[-1]
         if isinstance(self.built, ForwardBackward):
             self._gradients = self.built.backward(self._saved, grad_out)
         else:
             retain = self.problem.direction == "backward"
             try:
                 self._gradients = torch.autograd.grad(
-                    self._out, (q, k, v), grad_out, retain_graph=retain, allow_unused=True
+                    self._out, self._leaves, grad_out, retain_graph=retain, allow_unused=True
                 )
             except Exception as error:
                 self._check_out()
@@ -270,9 +283,11 @@ class Execution:
                 raise
 
     def _check_out(self) -> None:
+        self._check("out", self._out, self._out_shape())
+
+    def _out_shape(self) -> tuple[int, ...]:
         p = self.problem
-        shape = (p.batch, p.heads_q, p.seqlen_q, p.head_dim_v)
-        self._check("out", self._out, layout_shape(shape, self._layout))
+        return layout_shape((p.batch, p.heads_q, p.seqlen_q, p.head_dim_v), self._layout)
 
     def _check(self, name: str, tensor: Any, shape: tuple[int, ...]) -> None:
         if tensor is None:
@@ -286,6 +301,25 @@ class Execution:
             raise WrongOutput(f"{name} has dtype {tensor.dtype}, expected {expected_dtype}")
         if tensor.device != self._tensors[0].device:
             raise WrongOutput(f"{name} is on {tensor.device}, expected {self._tensors[0].device}")
+
+
+def build(
+    implementation: Attention, problem: Problem, device: torch.device, seed: int
+) -> Callable[..., Any] | ForwardBackward:
+    """What an implementation builds for a problem that it supports.
+
+    Raises:
+        Unsupported: by the implementation, from ``supports()`` or ``build()``.
+        TypeError: it builds nothing that can be called.
+    """
+    implementation.supports(problem, device)
+    torch.manual_seed(seed)  # learned or random state of a method is part of the point
+    built = implementation.build(problem, device)
+    if not isinstance(built, ForwardBackward) and not callable(built):
+        raise TypeError(
+            f"build() must return a callable or a ForwardBackward, got {type(built).__name__}"
+        )
+    return built
 
 
 def _choices_of(built: Any) -> dict[str, Value]:

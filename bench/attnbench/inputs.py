@@ -12,6 +12,7 @@ D = head_dim, E = head_dim_v.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -22,6 +23,13 @@ _PEAK = 4.0  # share of the key it points at in each "peaky" query
 _NEARBY = 8.0  # nats by which a "local" query prefers its own position to a distant one
 _CORRELATION = 0.95  # of neighbouring tokens in "correlated"
 _CACHE_SLACK = 256  # free slots behind the filled part of a decode KV cache
+
+
+class AnyInputs(Protocol):
+    """What an execution is given, at whatever level."""
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """Each tensor by its name, ``grad_out`` last."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,12 @@ class Inputs:
     def qkv(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The three inputs of the forward."""
         return self.q_BHMD, self.k_BGND, self.v_BGNE
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """All of them, ``grad_out`` last."""
+        return dict(
+            zip(("q", "k", "v", "grad_out"), (*self.qkv(), self.grad_out_BHME), strict=True)
+        )
 
 
 def make_inputs(problem: Problem, seed: int, device: torch.device | str = "cpu") -> Inputs:

@@ -42,6 +42,7 @@ class Reference:
     dk_BGND: torch.Tensor | None = None
     dv_BGNE: torch.Tensor | None = None
     gathered_BGN: torch.Tensor | None = None
+    dbias_HMN: torch.Tensor | None = None  # where there is a bias
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What an implementation has to answer, by the names used in records."""
@@ -50,7 +51,12 @@ class Reference:
 
 
 def reference(
-    problem: Problem, inputs: Inputs, *, gradients: bool, keep_BHMN: torch.Tensor | None = None
+    problem: Problem,
+    inputs: Inputs,
+    *,
+    gradients: bool,
+    keep_BHMN: torch.Tensor | None = None,
+    bias_HMN: torch.Tensor | None = None,
 ) -> Reference:
     """Attention in float64, on the device of the inputs.
 
@@ -59,15 +65,17 @@ def reference(
         inputs: of the problem's shapes, any strides.
         gradients: also compute dq, dk, dv for ``inputs.grad_out_BHME``.
         keep_BHMN: bool, the weights that dropout kept; needed when dropout_p > 0.
+        bias_HMN: added to the logits; needed when the problem has a bias.
 
     Returns:
         Everything in float64. A NaN in the inputs reaches at least every row that sees it.
 
     Raises:
-        ValueError: a keep mask is missing, superfluous or of the wrong shape; level ``layer``.
+        ValueError: a keep mask or a bias is missing, superfluous or of the wrong shape; level
+            ``layer``.
     """
     arithmetic = _Arithmetic(torch.float64, torch.float64, torch.float64, fused=True)
-    return _attend(problem, inputs, arithmetic, gradients, keep_BHMN)
+    return _attend(problem, inputs, arithmetic, gradients, keep_BHMN, bias_HMN)
 
 
 def textbook(
@@ -76,6 +84,7 @@ def textbook(
     *,
     gradients: bool,
     keep_BHMN: torch.Tensor | None = None,
+    bias_HMN: torch.Tensor | None = None,
     fused: bool = False,
 ) -> Reference:
     """The definition computed in the problem's dtype, as FlashAttention's tests do.
@@ -95,9 +104,8 @@ def textbook(
     store = torch.bfloat16 if dtype.itemsize == 1 else dtype
     work = torch.float64 if dtype == torch.float64 else torch.float32
     with _without_tf32():
-        return _attend(
-            problem, inputs, _Arithmetic(work, store, dtype, fused), gradients, keep_BHMN
-        )
+        arithmetic = _Arithmetic(work, store, dtype, fused)
+        return _attend(problem, inputs, arithmetic, gradients, keep_BHMN, bias_HMN)
 
 
 def softmax_weights(problem: Problem, inputs: Inputs, rows_m: torch.Tensor) -> torch.Tensor:
@@ -129,7 +137,8 @@ def softmax_weights(problem: Problem, inputs: Inputs, rows_m: torch.Tensor) -> t
         bias_XRmn = -slopes_H.reshape(p.heads_kv, group, 1, 1) * away_mN
     hidden_mN = ~allows(q_pos_m[:, None], k_pos_N[None, :])
     everything = slice(None)
-    tile = _Tile(everything, everything, everything, hidden_mN, bias_XRmn)
+    key_heads = torch.arange(p.heads_kv, device=device)
+    tile = _Tile(everything, everything, everything, hidden_mN, bias_XRmn, key_heads)
     exact = _Arithmetic(torch.float64, torch.float64, torch.float64, fused=True)
     w = _weights(p, exact, tile, q_XRmD, inputs.k_BGND[0].double(), None)
     return w.weights_XRmn.reshape(p.heads_q, len(rows_m), p.seqlen_k)
@@ -160,7 +169,8 @@ class _Tile(NamedTuple):
     heads: slice  # of the X key heads
     keys: slice
     hidden_mn: torch.Tensor | None  # True = may not attend; None = all may
-    bias_XRmn: torch.Tensor | None  # of ALiBi
+    bias_XRmn: torch.Tensor | None  # ALiBi's, or one that was given
+    key_heads_x: torch.Tensor  # of the G, which these heads are
 
 
 class _Weights(NamedTuple):
@@ -179,16 +189,18 @@ def _attend(
     arithmetic: _Arithmetic,
     gradients: bool,
     keep_BHMN: torch.Tensor | None,
+    bias_HMN: torch.Tensor | None,
 ) -> Reference:
     """Both passes, tile by tile. A tile holds whole rows, so one visit does everything."""
     p, a = problem, arithmetic
-    _check(p, keep_BHMN)
+    _check(p, keep_BHMN, bias_HMN)
     X, R, M, N = p.batch * p.heads_kv, p.heads_q // p.heads_kv, p.seqlen_q, p.seqlen_k
     q_XRMD, grad_XRME = (
         x.detach().reshape(X, R, M, -1) for x in (inputs.q_BHMD, inputs.grad_out_BHME)
     )
     k_XND, v_XNE = (x.detach().reshape(X, N, -1) for x in (inputs.k_BGND, inputs.v_BGNE))
     keep_XRMN = None if keep_BHMN is None else keep_BHMN.reshape(X, R, M, N)
+    bias_GRMN = None if bias_HMN is None else bias_HMN.detach().reshape(-1, R, M, N)
 
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=a.work, device=q_XRMD.device)
@@ -196,8 +208,9 @@ def _attend(
     out_XRME, lse_XRM = zeros(X, R, M, p.head_dim_v), zeros(X, R, M)
     dq_XRMD = zeros(*q_XRMD.shape) if gradients else None
     dk_XND, dv_XNE, gathered_XN = zeros(*k_XND.shape), zeros(*v_XNE.shape), zeros(X, N)
+    dbias_GRMN = None if bias_GRMN is None or not gradients else zeros(*bias_GRMN.shape)
 
-    for t in _tiles(p, X, R, a.work, q_XRMD.device):
+    for t in _tiles(p, X, R, a.work, q_XRMD.device, bias_GRMN):
         tile, heads, keys = (t.heads, slice(None), t.rows), t.heads, t.keys
         q_XRmD, grad_XRmE = q_XRMD[tile].to(a.work), grad_XRME[tile].to(a.work)
         k_XnD, v_XnE = k_XND[heads, keys].to(a.work), v_XNE[heads, keys].to(a.work)
@@ -207,7 +220,10 @@ def _attend(
         out_XRME[tile], lse_XRM[tile] = out_XRmE, w.lse_XRm
         if dq_XRMD is not None:
             dv_XNE[heads, keys] += _matmul_over_rows(w.dropped_XRmn, grad_XRmE)
-            dlogits_XRmn = _grad_logits(p, a, w, out_XRmE, grad_XRmE, v_XnE)
+            dbiased_XRmn = _grad_biased(a, w, out_XRmE, grad_XRmE, v_XnE)
+            if dbias_GRMN is not None:
+                dbias_GRMN[:, :, t.rows, keys].index_add_(0, t.key_heads_x, dbiased_XRmn)
+            dlogits_XRmn = _grad_logits(a, w, dbiased_XRmn)
             gathered_XN[heads, keys] += w.weights_XRmn.square().sum(dim=(1, 2))
             dq_XRMD[tile] = _matmul(dlogits_XRmn, k_XnD)
             dk_XND[heads, keys] += _matmul_over_rows(dlogits_XRmn, q_XRmD)
@@ -223,6 +239,7 @@ def _attend(
         a.returned(dk_XND * p.softmax_scale).reshape(inputs.k_BGND.shape),
         a.returned(dv_XNE).reshape(inputs.v_BGNE.shape),
         gathered_XN.sqrt_().reshape(p.batch, p.heads_kv, N),
+        None if dbias_GRMN is None else a.returned(dbias_GRMN).reshape(-1, M, N),
     )
 
 
@@ -257,19 +274,17 @@ def _weights(
     return _Weights(weights_XRmn, dropped_XRmn, lse_XRm, tanh_XRmn, kept_XRmn)
 
 
-def _grad_logits(
-    p: Problem,
+def _grad_biased(
     a: _Arithmetic,
     w: _Weights,
     out_XRmE: torch.Tensor,
     grad_XRmE: torch.Tensor,
     v_XnE: torch.Tensor,
 ) -> torch.Tensor:
-    """Gradient of the scaled logits ``q kᵀ · scale`` of a tile.
+    """Gradient of what softmax was taken of: the logits of a tile, capped and biased.
 
     dS = P ∘ (dP − rowsum(P ∘ dP)), and that sum is rowsum(grad_out ∘ out), with dropout
-    too, because ``out`` is made of the dropped weights. Then through the softcap, whose
-    slope is ``1 − tanh²``.
+    too, because ``out`` is made of the dropped weights.
     """
     dweights_XRmn = _matmul(grad_XRmE, v_XnE.mT)
     if w.kept_XRmn is not None:
@@ -279,10 +294,14 @@ def _grad_logits(
     else:
         dweights_XRmn = a.stored(dweights_XRmn)
         delta_XRm1 = (w.weights_XRmn * dweights_XRmn).sum(dim=-1, keepdim=True)
-    dlogits_XRmn = dweights_XRmn.sub_(delta_XRm1).mul_(w.weights_XRmn)
+    return dweights_XRmn.sub_(delta_XRm1).mul_(w.weights_XRmn)
+
+
+def _grad_logits(a: _Arithmetic, w: _Weights, dbiased_XRmn: torch.Tensor) -> torch.Tensor:
+    """Gradient of the scaled logits ``q kᵀ · scale``: the softcap's slope is ``1 − tanh²``."""
     if w.tanh_XRmn is not None:
-        dlogits_XRmn.mul_(1 - w.tanh_XRmn.square())
-    return a.stored(dlogits_XRmn)
+        dbiased_XRmn.mul_(1 - w.tanh_XRmn.square())
+    return a.stored(dbiased_XRmn)
 
 
 def _matmul(x_XRmi: torch.Tensor, y_Xij: torch.Tensor) -> torch.Tensor:
@@ -296,7 +315,14 @@ def _matmul_over_rows(x_XRmn: torch.Tensor, y_XRmi: torch.Tensor) -> torch.Tenso
     return x_XRmn.flatten(1, 2).mT @ y_XRmi.flatten(1, 2)
 
 
-def _tiles(p: Problem, X: int, R: int, dtype: torch.dtype, device: torch.device) -> Iterator[_Tile]:
+def _tiles(
+    p: Problem,
+    X: int,
+    R: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    bias_GRMN: torch.Tensor | None,
+) -> Iterator[_Tile]:
     """Cut the problem up; causal masks cost half, and windows next to nothing.
 
     The mask is evaluated once for all heads.
@@ -319,8 +345,12 @@ def _tiles(p: Problem, X: int, R: int, dtype: torch.dtype, device: torch.device)
         distance_mn = (q_pos_M[rows, None] - k_pos_N[keys]).abs().to(dtype)
         for start in range(0, X, step_x):
             heads = slice(start, start + step_x)
+            key_heads_x = torch.arange(start, min(start + step_x, X), device=device) % p.heads_kv
             bias_XRmn = -slopes_XR11[heads] * distance_mn if p.alibi else None
-            yield _Tile(rows, heads, keys, hidden_mn, bias_XRmn)
+            if bias_GRMN is not None:
+                given_XRmn = bias_GRMN[:, :, rows, keys][key_heads_x].to(dtype)
+                bias_XRmn = given_XRmn if bias_XRmn is None else bias_XRmn + given_XRmn
+            yield _Tile(rows, heads, keys, hidden_mn, bias_XRmn, key_heads_x)
 
 
 def _span(seen_N: torch.Tensor) -> slice:
@@ -329,7 +359,7 @@ def _span(seen_N: torch.Tensor) -> slice:
     return slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 1)
 
 
-def _check(p: Problem, keep_BHMN: torch.Tensor | None) -> None:
+def _check(p: Problem, keep_BHMN: torch.Tensor | None, bias_HMN: torch.Tensor | None) -> None:
     shape = (p.batch, p.heads_q, p.seqlen_q, p.seqlen_k)
     if p.level != "op":
         raise ValueError(f"the oracle solves level 'op', not {p.level!r}")
@@ -337,6 +367,10 @@ def _check(p: Problem, keep_BHMN: torch.Tensor | None) -> None:
         raise ValueError("dropout needs a keep mask, and only dropout takes one")
     if keep_BHMN is not None and tuple(keep_BHMN.shape) != shape:
         raise ValueError(f"keep mask has shape {tuple(keep_BHMN.shape)}, expected {shape}")
+    if (bias_HMN is not None) != p.bias:
+        raise ValueError("a problem with a bias needs one, and no other takes one")
+    if bias_HMN is not None and tuple(bias_HMN.shape) != shape[1:]:
+        raise ValueError(f"the bias has shape {tuple(bias_HMN.shape)}, expected {shape[1:]}")
 
 
 @contextlib.contextmanager

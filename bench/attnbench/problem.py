@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from attnbench import cost
 from attnbench.errors import UserError, unknown
+from attnbench.layer import inside
 from attnbench.masks import Full, Mask, parse_mask
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["forward", "backward", "both"]
 Level = Literal["op", "layer"]
+Position = Literal["none", "sinusoidal", "learned", "relative", "rope", "alibi"]
 InputKind = Literal["normal", "large", "peaky", "correlated", "local", "needle"]
 
 DTYPES: Mapping[str, int] = {
@@ -64,9 +66,13 @@ class Problem:
         scale: factor on the logits; None means 1/√head_dim.
         softcap: c in ``c·tanh(logits/c)``; None means no cap (Gemma 2).
         alibi: add ALiBi's linear bias (Press et al. 2021, arXiv 2108.12409).
+        bias: add a bias ``(H, M, N)`` to the logits after softcap, which each call is handed
+            and whose gradient is wanted too; only the inside of a layer or a model has it.
         direction: what is timed: the forward, the backward alone, or both together.
         decode: a generation step: k and v are views of a longer KV cache, filled before.
         level: ``op`` (q, k, v given) or ``layer`` (with the projections of d_model).
+        position: of a layer, how it knows where tokens stand (``attnbench.layer.positions``).
+        padding: of a layer, the share of tokens in [0, 0.5] that are padding; see ``lengths``.
         inputs: how the inputs are drawn (see ``attnbench.inputs``).
 
     Raises:
@@ -86,9 +92,12 @@ class Problem:
     scale: float | None = None
     softcap: float | None = None
     alibi: bool = False
+    bias: bool = False
     direction: Direction = "forward"
     decode: bool = False
     level: Level = "op"
+    position: Position = "none"
+    padding: float = 0.0
     inputs: InputKind = "normal"
 
     def __post_init__(self) -> None:
@@ -98,6 +107,7 @@ class Problem:
         self._check_sizes()
         self._check_numbers()
         self._check_choices()
+        inside.check(self)
         self.mask.check(self.seqlen_q, self.seqlen_k)
 
     # ---- construction ----------------------------------------------------------------
@@ -176,8 +186,11 @@ class Problem:
         words += [f"scale={self.scale}"] if self.scale is not None else []
         words += [f"softcap={self.softcap}"] if self.softcap is not None else []
         words += ["alibi"] if self.alibi else []
+        words += ["bias"] if self.bias else []
         words += ["decode"] if self.decode else []
         words += [self.level] if self.level != "op" else []
+        words += [f"position={self.position}"] if self.position != "none" else []
+        words += [f"padding={self.padding}"] if self.padding else []
         words += [self.inputs] if self.inputs != "normal" else []
         return " ".join(words)
 
@@ -202,8 +215,20 @@ class Problem:
         return dtype
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each batch entry that are no padding: first all, then evenly fewer."""
+        return inside.lengths(self)
+
+    @property
+    def core(self) -> Problem:
+        """The attention inside a layer, as a problem at op level; itself at that level."""
+        return inside.core(self)
+
+    @property
     def features(self) -> frozenset[str]:
         """What a solver must be able to do beyond plain multi-head attention."""
+        if self.level == "layer":
+            return self.core.features
         needed = {
             "backward": self.direction != "forward",
             "gqa": self.heads_kv != self.heads_q,
@@ -213,8 +238,8 @@ class Problem:
             "dropout": self.dropout_p > 0,
             "softcap": self.softcap is not None,
             "alibi": self.alibi,
+            "bias": self.bias,
             "decode": self.decode,
-            "layer": self.level == "layer",
         }
         return frozenset(name for name, is_needed in needed.items() if is_needed)
 
@@ -244,14 +269,17 @@ class Problem:
             raise UserError(f"heads_q {self.heads_q} is not a multiple of heads_kv {self.heads_kv}")
 
     def _check_numbers(self) -> None:
-        numbers = {"dropout_p": _number("dropout_p", self.dropout_p, low=0, below=1)}
+        numbers = {
+            "dropout_p": _number("dropout_p", self.dropout_p, low=0, below=1),
+            "padding": _number("padding", self.padding, low=0),
+        }
         if self.scale is not None:
             numbers["scale"] = _number("scale", self.scale)
         if self.softcap is not None:
             numbers["softcap"] = _number("softcap", self.softcap, above=0)
         for field, value in numbers.items():  # 1 and 1.0 are the same problem
             object.__setattr__(self, field, value)
-        for field in ("alibi", "decode"):
+        for field in ("alibi", "bias", "decode"):
             if not isinstance(getattr(self, field), bool):
                 raise UserError(f"{field} must be true or false, got {getattr(self, field)!r}")
 
@@ -259,6 +287,7 @@ class Problem:
         for field, allowed in (
             ("direction", get_args(Direction)),
             ("level", get_args(Level)),
+            ("position", get_args(Position)),
             ("inputs", get_args(InputKind)),
         ):
             if getattr(self, field) not in allowed:

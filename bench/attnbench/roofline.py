@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from attnbench.cost import attended_pairs
 from attnbench.problem import Problem
 
 SLACK = 0.05  # a ceiling is a measurement too: the fastest shape may not have been tried
@@ -194,9 +195,7 @@ def least_flops(problem: Problem) -> int:
     """
     if problem.direction == "forward":
         return problem.flops()
-    p = problem
-    pairs = p.batch * p.heads_q * p.mask.coverage(p.seqlen_q, p.seqlen_k).pairs
-    return p.flops() - 2 * pairs * p.head_dim
+    return problem.flops() - 2 * attended_pairs(problem) * problem.head_dim
 
 
 @dataclass(frozen=True)

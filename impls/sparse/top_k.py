@@ -18,7 +18,7 @@ import torch
 from attnbench import Attention, ForwardBackward, Problem, Unsupported, register
 
 Saved = tuple[torch.Tensor, ...]
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Gradients = tuple[torch.Tensor, ...]
 
 _ELEMENTS = 1 << 22  # of a step's largest tensor, about
 
@@ -28,6 +28,7 @@ class TopK(Attention):
     """Top-k attention: softmax over the k visible keys with the largest logits."""
 
     kind = "approximate"
+    features = Attention.features | {"bias"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     options = {"k": 64}
     version = torch.__version__
@@ -68,15 +69,21 @@ class Largest:
             self.hidden_MN = ~p.mask.dense(p.seqlen_q, p.seqlen_k, device)
 
     def forward(
-        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+        self,
+        q_BHMD: torch.Tensor,
+        k_BGND: torch.Tensor,
+        v_BGNE: torch.Tensor,
+        learned_HMN: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Saved]:
-        """The output; saved are the inputs, what was kept, and its weights."""
+        """The output; saved are the inputs, what was kept, its weights, and a bias."""
         out_BHME = q_BHMD.new_empty(*q_BHMD.shape[:-1], v_BGNE.shape[-1])
         kept_BHMK = q_BHMD.new_empty(*q_BHMD.shape[:-1], self.k, dtype=torch.int64)
         weights_BHMK = q_BHMD.new_empty(kept_BHMK.shape, dtype=self.work)
         for head, keys, rows in self._steps():
             logits_rN = q_BHMD[head][rows].to(self.work) * self.problem.softmax_scale
             logits_rN = logits_rN @ k_BGND[keys].to(self.work).mT
+            if learned_HMN is not None:
+                logits_rN += learned_HMN[head[1], rows]
             if self.hidden_MN is not None:
                 logits_rN.masked_fill_(self.hidden_MN[rows], float("-inf"))
             largest_rK, kept_rK = logits_rN.topk(self.k, dim=-1, sorted=False)
@@ -85,11 +92,13 @@ class Largest:
             values_rKE = v_BGNE[keys].to(self.work)[kept_rK]
             out_BHME[head][rows] = _combine(weights_rK, values_rKE).to(out_BHME.dtype)
             kept_BHMK[head][rows], weights_BHMK[head][rows] = kept_rK, weights_rK
-        return out_BHME, (q_BHMD, k_BGND, v_BGNE, kept_BHMK, weights_BHMK)
+        saved = (q_BHMD, k_BGND, v_BGNE, kept_BHMK, weights_BHMK)
+        return out_BHME, saved if learned_HMN is None else (*saved, learned_HMN)
 
     def backward(self, saved: Saved, grad_BHME: torch.Tensor) -> Gradients:
-        """The gradients of q, k and v, for the keys that were kept."""
-        q_BHMD, k_BGND, v_BGNE, kept_BHMK, weights_BHMK = saved
+        """The gradients of q, k and v, and of a bias, for the keys that were kept."""
+        q_BHMD, k_BGND, v_BGNE, kept_BHMK, weights_BHMK, *learned = saved
+        dbias = [torch.zeros(x.shape, dtype=self.work, device=x.device) for x in learned]
         dq, dk, dv = (
             torch.zeros(x.shape, dtype=self.work, device=x.device) for x in (q_BHMD, k_BGND, v_BGNE)
         )
@@ -100,12 +109,16 @@ class Largest:
             k_rKD, v_rKE = (x[keys].to(self.work)[kept_rK] for x in (k_BGND, v_BGNE))
             dweights_rK = torch.bmm(v_rKE, grad_rE[:, :, None]).squeeze(-1)
             delta_r1 = (weights_rK * dweights_rK).sum(dim=-1, keepdim=True)
-            dlogits_rK = weights_rK * (dweights_rK - delta_r1) * scale
+            dlogits_rK = weights_rK * (dweights_rK - delta_r1)
+            for total_HMN in dbias:
+                total_HMN[head[1], rows].scatter_add_(1, kept_rK, dlogits_rK)
+            dlogits_rK *= scale
             dq[head][rows] = _combine(dlogits_rK, k_rKD)
             kept = kept_rK.flatten()
             dk[keys].index_add_(0, kept, (dlogits_rK[:, :, None] * q_rD[:, None]).flatten(0, 1))
             dv[keys].index_add_(0, kept, (weights_rK[:, :, None] * grad_rE[:, None]).flatten(0, 1))
-        return dq.to(q_BHMD.dtype), dk.to(k_BGND.dtype), dv.to(v_BGNE.dtype)
+        gradients = (dq.to(q_BHMD.dtype), dk.to(k_BGND.dtype), dv.to(v_BGNE.dtype))
+        return *gradients, *(total_HMN.to(q_BHMD.dtype) for total_HMN in dbias)
 
     def _steps(self) -> Iterator[tuple[tuple[int, int], tuple[int, int], slice]]:
         """(batch entry, head), (batch entry, key head) and rows of each step."""

@@ -20,7 +20,7 @@ _MASK_SIZES = (
 )  # fmt: skip
 AXES = (
     "seqlen_q", "seqlen_k", "heads_q", "d_model", "head_dim", "heads_kv", "batch",
-    *_MASK_SIZES, "dropout_p", "softcap", "dtype", "mask",
+    *_MASK_SIZES, "padding", "dropout_p", "softcap", "dtype", "mask",
 )  # fmt: skip
 """Fields that may be an axis, best first. Where none makes a sweep, the axis is the shape."""
 
@@ -28,7 +28,7 @@ AXES = (
 _FACETS = (
     "direction", "dtype", "mask", "level", "decode", "inputs", "seqlen_q", "seqlen_k", "batch",
     "heads_q", "heads_kv", "head_dim", "head_dim_v", "dropout_p", "softcap", "scale", "alibi",
-    "seed",
+    "position", "padding", "seed",
 )  # fmt: skip
 # These never share a line, whatever the axis: it is another computation.
 _ALWAYS_APART = ("direction", "dtype", "level", "decode")
@@ -109,12 +109,13 @@ class Scope:
     @property
     def constants(self) -> dict[str, Any]:
         """The fields that are the same for every point, as far as they say something."""
-        told = ("direction", "dtype", "mask", *SHAPE, "d_model", "level", "dropout_p", "softcap")
+        told = ("direction", "dtype", "mask", *SHAPE, "d_model", "level", "position",
+                "padding", "dropout_p", "softcap")  # fmt: skip
         found: dict[str, Any] = {}
         for field in told:
             values = _values(field, self.points)
             value = next(iter(values))
-            is_constant = len(values) == 1 and value not in (None, 0, "op")
+            is_constant = len(values) == 1 and value not in (None, 0, "op", "none")
             follows = field in FOLLOWS and value == found.get(FOLLOWS[field])
             if is_constant and not follows and field != self.axis.field:
                 found[field] = value

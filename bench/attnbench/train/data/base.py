@@ -113,8 +113,10 @@ def belongs(rows: Ids, split: Split) -> npt.NDArray[np.bool_]:
     return held_out if split == "validation" else ~held_out
 
 
-def draw_rows(draw: Callable[[int], Ids], split: Split, rows: int) -> Ids:
+def draw_rows(draw: Callable[[int], Ids], split: Split, rows: int, shown: int | None = None) -> Ids:
     """Rows of a split: draws more of them until enough belong to it.
+
+    Their first ``shown`` columns, or all, decide where they belong: what a model gets to see.
 
     Raises:
         UserError: none ever does, because the task has only a handful of different rows.
@@ -123,7 +125,7 @@ def draw_rows(draw: Callable[[int], Ids], split: Split, rows: int) -> Ids:
     missing = rows
     for _ in range(_ROUNDS):
         drawn = draw(missing * _HELD_OUT if split == "validation" else missing + missing // 8 + 1)
-        kept.append(drawn[belongs(drawn, split)])
+        kept.append(drawn[belongs(drawn[:, :shown], split)])
         missing -= len(kept[-1])
         if missing <= 0:
             return np.concatenate(kept)[:rows]

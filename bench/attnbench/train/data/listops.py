@@ -53,7 +53,10 @@ class ListOps(SeededTask):
         """Expressions and their values."""
         # Many small draws: the standard library's generator is the faster one for these.
         own = random.Random(int(rng.integers(2**62)))
-        drawn = draw_rows(lambda n: np.array([self._row(own) for _ in range(n)]), split, rows)
+        seqlen = self.workload.seqlen
+        drawn = draw_rows(
+            lambda n: np.array([self._row(own) for _ in range(n)]), split, rows, shown=seqlen
+        )
         return {"input_ids": drawn[:, :-1]}, {"label": drawn[:, -1]}
 
     def _row(self, rng: random.Random) -> list[int]:

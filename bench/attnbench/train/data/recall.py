@@ -43,8 +43,9 @@ class Recall(SeededTask):
         self._log_p_S = (_POWER - 1) * np.log(np.arange(1, slots + 1))
 
     def draw(self, rng: np.random.Generator, split: Split, rows: int) -> tuple[Arrays, Arrays]:
-        """Row by row: inputs and targets side by side, so that both belong to one split."""
-        both = draw_rows(lambda n: self._sequences(rng, n), split, rows)
+        """Inputs, and behind them the targets."""
+        seqlen = self.workload.seqlen
+        both = draw_rows(lambda n: self._sequences(rng, n), split, rows, shown=seqlen)
         inputs_BT, targets_BT = np.split(both, 2, axis=1)
         return {"input_ids": inputs_BT}, {"tokens": targets_BT}
 
