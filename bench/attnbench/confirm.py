@@ -78,6 +78,8 @@ class Rerun:
             return f"environment-{record.environment}.json is missing"
         if found := differences(recorded, self._machine()):
             return f"this is not the machine of its record: {in_short(found)}"
+        if record.kind != "attention":
+            return f"a {record.kind} run is not measured again here; run its suite once more"
         try:
             if Problem.from_json(record.problem).id != record.problem_id:
                 return "this attnbench reads its problem as another one"

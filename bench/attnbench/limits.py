@@ -24,7 +24,8 @@ from attnbench.pool import WorkerPool
 from attnbench.problem import Problem
 from attnbench.process import WorkerDied
 from attnbench.record import Record, Samples
-from attnbench.roofline import Ceilings, Place, best_of, place
+from attnbench.roofline import SLACK_UNKNOWN_CLOCK, Ceilings, Place, best_of, place
+from attnbench.train.figures import Training
 
 KEEP_DAYS = 7
 _TIMEOUT_S = 120.0
@@ -85,6 +86,21 @@ class Limits:
         own = flops, ideal_bytes
         fault = _place(problem, samples, ceilings, is_exact, own, clock_mhz).implausible
         return f"implausibly fast: {fault}" if fault else None
+
+    def training_fault(self, training: Training, samples: Samples) -> str | None:
+        """What is wrong with a step that beats every product that was measured here."""
+        ceilings = ceilings_of(self.environment)
+        if ceilings is None or not ceilings.matmul or _is_disturbed(self._told):
+            return None
+        best = max(rate.best for rate in ceilings.matmul.values())
+        least = training.flops.dense + training.flops.attention_least
+        rate = least / samples.median_s
+        if rate <= best * (1 + SLACK_UNKNOWN_CLOCK):
+            return None
+        return (
+            f"implausibly fast: {rate / 1e12:.4g} TFLOPS of the model; the fastest product "
+            f"measured on this device reached {best / 1e12:.4g}"
+        )
 
     def measure_again(self) -> None:
         """Measure once more, once a run; each ceiling is the better of the two from then on."""

@@ -11,9 +11,13 @@ from attnbench.problem import Problem
 from attnbench.record import point_id
 from attnbench.registry import Entry
 from attnbench.spec import Value, format_spec, parse_spec
-from attnbench.suite import SET_KEYS, Suite
+from attnbench.subject import PointKind, Subject
+from attnbench.suite import Suite, set_keys
+from attnbench.train.bound import RERUNS
 
 _FLOPS_A_SECOND = {"cpu": 2e10, "cuda": 1e13}  # of the float64 reference; for estimates only
+_FLOPS_A_TOKEN = 6e6  # of a tiny model in training; which model it is takes torch to know
+_STEP_S = 0.02  # of launching a training step
 _START_S = 3.0  # of a fresh process, which imports torch
 _OVERHEAD_S = 0.3  # building, verifying and measuring memory of one small point
 
@@ -46,7 +50,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Point:
-    """One contender on one problem.
+    """One contender on one problem, or in one training run.
 
     Attributes:
         id: of its record.
@@ -55,7 +59,7 @@ class Point:
     """
 
     contender: Contender
-    problem: Problem
+    problem: Subject
     id: str
     is_paired: bool = False
 
@@ -86,9 +90,15 @@ class Plan:
         """The same for one group."""
         measure = self.suite.measure
         usable = sum(point.contender.entry.reason is None for point in group)
-        flops = group[0].problem.replace(direction="both", decode=False).flops()
-        reference_s = 2 * flops / _FLOPS_A_SECOND[self.device.partition(":")[0]]
+        problem, flops_a_second = group[0].problem, _FLOPS_A_SECOND[self.device.partition(":")[0]]
         point_s = _OVERHEAD_S + measure.warmup_cap_s + measure.max_s
+        if isinstance(problem, Problem):
+            flops = problem.replace(direction="both", decode=False).flops()
+            reference_s = 2 * flops / flops_a_second
+        else:
+            tokens = problem.seqlen * max(problem.batch, 1)
+            learn_s = problem.steps * (_STEP_S + tokens * _FLOPS_A_TOKEN / flops_a_second)
+            reference_s, point_s = (RERUNS + 1) * learn_s, point_s + learn_s
         energy_s = usable * measure.energy_s  # by the first process alone
         start_s = _START_S if usable and measure.processes > 1 else 0.0
         return measure.processes * (start_s + usable * point_s + reference_s) + energy_s
@@ -99,6 +109,7 @@ def choose(
     entries: Sequence[Entry],
     where: str = "",
     options: Mapping[str, Value] | None = None,
+    kind: PointKind = "attention",
 ) -> list[Contender]:
     """The contenders that globs such as ``sdpa*`` or ``triton:block_m=64`` name.
 
@@ -108,6 +119,7 @@ def choose(
         where: it was asked for; errors begin with it.
         options: by ``--set``, for everyone chosen that has such an option and was not given
             a value of its own.
+        kind: of the suite, whose keys ``--set`` might have meant.
 
     Raises:
         UserError: a name nobody has, a glob that matches nothing, an unknown option, or one
@@ -130,7 +142,7 @@ def choose(
             chosen.setdefault(contender.spec, contender)
     for key in sorted(unused):
         known = {name for c in chosen.values() for name in c.entry.options}
-        raise unknown("key", key, [*SET_KEYS, *sorted(known)], "--set")
+        raise unknown("key", key, [*set_keys(kind), *sorted(known)], "--set")
     return list(chosen.values())
 
 

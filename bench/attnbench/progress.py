@@ -54,7 +54,7 @@ class Display:
 
     def step(self, who: str | None, phase: str) -> None:
         """Somebody (None: the reference) begins a phase."""
-        self._show(f"{who or 'float64'}: {phase}")
+        self._show(f"{who or 'reference'}: {phase}")
 
     def point_done(self, record: Record) -> None:
         """A point has its record."""

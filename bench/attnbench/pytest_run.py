@@ -23,7 +23,7 @@ from attnbench.process import WorkerDied
 from attnbench.pytest_suite import SuiteFile, SuiteRun
 from attnbench.session import Session, open_session, reproduce
 from attnbench.settings import Preset
-from attnbench.suite import find_suite, list_suites, load_suite
+from attnbench.suite import find_suite, kind_of, list_suites, load_suite
 
 _BUILTIN = "attnbench/suites/"  # how node ids call the built-in shelf, wherever it is installed
 SMOKE = (
@@ -72,7 +72,8 @@ class BenchmarkRun:
     # ---- which files -----------------------------------------------------------------
 
     def _default_suites(self) -> list[Path]:
-        own = sorted((self.project / "suites").glob("*.toml"))
+        found = sorted((self.project / "suites").glob("*.toml"))
+        own = [path for path in found if kind_of(path) == "attention"]
         self._note = (
             f"suites of this project: {', '.join(path.stem for path in own)}"
             if own
@@ -143,6 +144,8 @@ class BenchmarkRun:
         session = self.open()
         overrides = [*self._overrides, *(SMOKE if self.is_smoke else ())]
         suite = load_suite(Path(os.path.relpath(path)), overrides, self._preset)
+        if suite.kind != "attention":
+            raise UserError(f"{suite.path}: a {suite.kind} suite; attnbench run measures it")
         file = session.results_file(suite, self._results, fresh=True)
         plan = session.plan(suite, file, self._impls)
         is_known = list_suites(self.project).get(suite.name) == path
@@ -174,8 +177,9 @@ class BenchmarkRun:
         """A TOML file is a suite if it was named, or lies in a folder called suites."""
         if file_path.suffix != ".toml":
             return None
-        if file_path.parent.name != "suites" and not parent.session.isinitpath(file_path):
-            return None
+        is_named = parent.session.isinitpath(file_path)
+        if not is_named and (file_path.parent.name != "suites" or kind_of(file_path) == "training"):
+            return None  # training is asked for by name, and then refused with the reason
         node_id = self._node_id(file_path)
         given: dict[str, Any] = {} if node_id is None else {"nodeid": node_id}
         suite = SuiteFile.from_parent(parent, path=file_path, **given)

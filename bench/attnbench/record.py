@@ -23,11 +23,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
+from attnbench.record_part import Part
 from attnbench.spec import Value, format_spec
+from attnbench.train.figures import Training
 
-SCHEMA = "1.2.0"
+SCHEMA = "1.3.0"
 OTHERS = "(others)"
 """Name of the entry of ``Record.kernels`` that sums the shortest ones."""
 
@@ -39,17 +41,7 @@ STATUSES: tuple[Status, ...] = (
 )  # fmt: skip
 
 
-class _Part(BaseModel):
-    """Unknown fields are kept: a newer writer's line survives an older reader.
-
-    A field that must be a number refuses NaN and infinity; in free-form values (telemetry,
-    kernels, fields of a newer writer) they are written as null, which means not measured.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-
-
-class Implementation(_Part):
+class Implementation(Part):
     """Who was measured."""
 
     name: str
@@ -70,7 +62,7 @@ class Implementation(_Part):
         return format_spec(self.name, self.given)
 
 
-class Samples(_Part):
+class Samples(Part):
     """Raw seconds a call, by process and round, and what they say.
 
     ``times_s[process][round]`` is the list of samples of one round, in the order taken.
@@ -103,7 +95,7 @@ class Samples(_Part):
         return self
 
 
-class Memory(_Part):
+class Memory(Part):
     """Bytes beyond the inputs. A figure that this machine cannot tell is absent.
 
     The peaks of forward and backward count from where each begins; a part that is not in
@@ -122,7 +114,7 @@ class Memory(_Part):
     note: str | None = None  # where the figures disagree, or could not be cross-checked
 
 
-class Energy(_Part):
+class Energy(Part):
     """Joules a call, each with the 95 % interval over the loops; see ``measure.power``.
 
     *Gross* is all that the device used meanwhile, *net* is without its idle power.
@@ -142,7 +134,7 @@ class Energy(_Part):
     method: str
 
 
-class TensorAccuracy(_Part):
+class TensorAccuracy(Part):
     """How far one tensor is from the float64 reference, and what was allowed.
 
     None for a number that is not finite, because then there is no number.
@@ -167,7 +159,7 @@ class TensorAccuracy(_Part):
         return self
 
 
-class Distance(_Part):
+class Distance(Part):
     """How far one tensor is from the float64 answer that was asked for; see ``distance``."""
 
     rel_l2: float | None = None
@@ -175,10 +167,11 @@ class Distance(_Part):
     max_abs: float | None = None
 
 
-class Record(_Part):
-    """One point: an implementation on a problem on a machine."""
+class Record(Part):
+    """One point: an implementation on a problem, or in a training run, on a machine."""
 
     schema_version: str = SCHEMA
+    kind: Literal["attention", "training"] = "attention"
     id: str
     suite: str
     title: str = ""
@@ -186,7 +179,7 @@ class Record(_Part):
     time: str  # ISO 8601, UTC
     attnbench: str
     implementation: Implementation
-    problem: dict[str, Any]  # Problem.to_json()
+    problem: dict[str, Any]  # Problem.to_json(), or Workload.to_json() of a training run
     problem_id: str
     device: str  # "cpu", "cuda:0"
     seed: int = 0
@@ -201,6 +194,7 @@ class Record(_Part):
     ideal_bytes: int | None = None  # likewise
     distance: dict[str, Distance] = {}  # of an approximate method, by tensor, where accuracy is
     weights_tv: float | None = None  # of another claim; mean total variation of its weights
+    training: Training | None = None
     energy: Energy | None = None
     energy_absent: str | None = None  # why there is none, though the suite asked for it
     telemetry: dict[str, Any] = {}  # while it was sampled; see ``conditions``
@@ -215,10 +209,7 @@ class Record(_Part):
         if self.status == "ok":
             if self.samples is None:
                 raise ValueError("status ok needs samples")
-            is_forward = self.problem.get("direction", "forward") == "forward"
-            for tensor in ("out",) if is_forward else ("out", "dq", "dk", "dv"):
-                if tensor not in self.accuracy:
-                    raise ValueError(f"status ok needs the accuracy of {tensor}")
+            self._check_proof()
             for tensor, accuracy in self.accuracy.items():
                 if not accuracy.ok:
                     raise ValueError(f"status ok, but the accuracy of {tensor} is not")
@@ -227,6 +218,19 @@ class Record(_Part):
         elif not self.reason:
             raise ValueError(f"status {self.status} needs a reason")
         return self
+
+    def _check_proof(self) -> None:
+        """What is ok has been compared with the truth."""
+        if self.kind == "training":
+            if self.training is None:
+                raise ValueError("status ok of a training run needs its figures")
+            if self.implementation.kind == "exact" and not self.training.parity.ok:
+                raise ValueError("status ok of an exact implementation needs parity")
+            return
+        is_forward = self.problem.get("direction", "forward") == "forward"
+        for tensor in ("out",) if is_forward else ("out", "dq", "dk", "dv"):
+            if tensor not in self.accuracy:
+                raise ValueError(f"status ok needs the accuracy of {tensor}")
 
     @property
     def point(self) -> tuple[str, str]:

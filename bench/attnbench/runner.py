@@ -22,6 +22,7 @@ from attnbench.conditions import Conditions
 from attnbench.limits import Limits, highest_clock
 from attnbench.plan import Plan, Point
 from attnbench.pool import WorkerPool, make_task
+from attnbench.problem import Problem
 from attnbench.process import Event, WorkerDied
 from attnbench.processes import Held
 from attnbench.record import (
@@ -33,8 +34,11 @@ from attnbench.record import (
     Samples,
     TensorAccuracy,
 )
+from attnbench.train.figures import Training
 
 _LOG_LIMIT = 4000
+_DOES = {"attention": "measure", "training": "train"}  # tasks of the worker
+_REFERENCE = {"attention": "the float64 reference", "training": "the reference's training"}
 
 
 Alone = dict[str, Point] | None
@@ -154,7 +158,7 @@ class Runner:
         self._attempt_id = uuid.uuid4().hex
         problem = next(iter(todo.values())).problem
         task = {
-            **make_task("measure", [p.contender for p in todo.values()], self.pool.device),
+            **make_task(_DOES[suite.kind], [p.contender for p in todo.values()], self.pool.device),
             "problem": problem.to_json(),
             "seed": suite.verify.seed,
             "budget": suite.measure.budget(),
@@ -213,6 +217,9 @@ class Runner:
         """What is wrong with a time that nothing on this device could take."""
         if self.limits is None or told["status"] != "ok":
             return None
+        if not isinstance(point.problem, Problem):
+            training = Training.model_validate(told["training"])
+            return self.limits.training_fault(training, Samples.model_validate(told["samples"]))
         return self.limits.fault(
             point.problem,
             Samples.model_validate(told["samples"]),
@@ -246,19 +253,20 @@ class Runner:
     def _bury_reference(
         self, death: WorkerDied, is_clean: bool, todo: dict[str, Point], alone: Alone
     ) -> None:
-        """The worker died over the float64 reference: by itself, or by what plugins left behind.
+        """The worker died over the reference: by itself, or by what plugins left behind.
 
         In a clean process it was the reference, and nobody can be verified. Otherwise each
         contender gets a process of its own; one beside which it fails again is to blame.
         """
         if not is_clean and alone is not None:
             alone.update(todo)
+        reference = _REFERENCE[self.plan.suite.kind]
         for spec, point in todo.items():
             if is_clean:
-                reason = f"the float64 reference failed: {death.reason}"
+                reason = f"{reference} failed: {death.reason}"
                 self._finish(point, status="error", reason=reason, log_tail=death.log)
             elif alone is None:
-                reason = f"{death.reason} (after {spec} had run, over the float64 reference)"
+                reason = f"{death.reason} (after {spec} had run, over {reference})"
                 self._finish(point, status=death.status, reason=reason, log_tail=death.log)
         todo.clear()
 
@@ -276,6 +284,7 @@ class Runner:
         log = told.get("log_tail")
         attempts = self._attempts.pop(point.contender.key, [])
         return Record(
+            kind=suite.kind,
             id=point.id,
             suite=suite.name,
             title=suite.title,
@@ -315,6 +324,7 @@ class Runner:
                 name: Distance.model_validate(d) for name, d in told.get("distance", {}).items()
             },
             weights_tv=told.get("weights_tv"),
+            training=Training.model_validate(told["training"]) if told.get("training") else None,
             energy=Energy.model_validate(told["energy"]) if told.get("energy") else None,
             energy_absent=told.get("energy_absent"),
             telemetry=told.get("telemetry", {}),

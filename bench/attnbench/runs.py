@@ -9,12 +9,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attnbench import store
 from attnbench.errors import UserError
-from attnbench.problem import Problem
 from attnbench.record import Record
+from attnbench.subject import subject_of
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ class Run:
         return dict(flatten(environment.get("context", {})))
 
 
-def load_run(paths: Sequence[Path]) -> Run:
+def load_run(
+    paths: Sequence[Path], kind: Literal["attention", "training"] | None = "attention"
+) -> Run:
     """Read records and the environments beside them; see :func:`attnbench.store.load`.
 
     Raises:
         UserError: a path does not exist, or cannot be read.
     """
-    loaded = store.load(paths)
+    loaded = store.load(paths, kind)
     environments = {}
     problems = list(loaded.problems)
     files = sidecars(paths)
@@ -77,7 +79,7 @@ def load_history(paths: Sequence[Path]) -> Run:
     Raises:
         UserError: a path does not exist, or cannot be read.
     """
-    runs = [load_run([file]) for file in _record_files(paths)]
+    runs = [load_run([file], None) for file in _record_files(paths)]
     records = {(r.id, r.time): r for run in runs for r in run.records}
     return Run(
         tuple(sorted(records.values(), key=lambda r: r.time)),
@@ -100,7 +102,7 @@ def sidecars(paths: Iterable[Path]) -> dict[str, Path]:
 def problem_label(record: Record) -> str:
     """The problem in a line; its id where this attnbench cannot read it."""
     try:
-        return Problem.from_json(record.problem).label
+        return subject_of(record).label
     except UserError:
         return record.problem_id
 

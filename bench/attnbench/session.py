@@ -75,9 +75,9 @@ class Session:
             UserError: see :func:`attnbench.plan.choose`.
         """
         if impls:
-            return choose(impls, self.entries, "--impls", suite.options)
+            return choose(impls, self.entries, "--impls", suite.options, suite.kind)
         of_kind = [e for e in self.entries if e.kind in suite.kinds]
-        return choose(suite.impls, of_kind, f"{suite.path}: impls", suite.options)
+        return choose(suite.impls, of_kind, f"{suite.path}: impls", suite.options, suite.kind)
 
     def plan(
         self,
@@ -88,7 +88,8 @@ class Session:
         shard: tuple[int, int] = (1, 1),
     ) -> Plan:
         """The points of a suite that ``file`` has no record of."""
-        done = frozenset(r.id for r in store.load([file]).records) if file.exists() else frozenset()
+        kept = store.load([file], suite.kind).records if file.exists() else []
+        done = frozenset(record.id for record in kept)
         contenders = self.contenders(suite, impls)
         if suite.baseline:
             choose([suite.baseline], self.entries, f"{suite.path}: baseline")

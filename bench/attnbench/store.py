@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from pydantic import ValidationError
 
@@ -86,8 +86,13 @@ class Store:
         self.close()
 
 
-def load(paths: Iterable[Path]) -> Loaded:
+def load(
+    paths: Iterable[Path], kind: Literal["attention", "training"] | None = "attention"
+) -> Loaded:
     """Read records from files and folders (see :func:`files_in`).
+
+    A second of one kind of record means something else than of another: who does not ask for
+    all kinds (None) gets those of one, and a line about the others.
 
     A point that was measured again (``--fresh``) counts once: the record with the later
     time, or the later line where the times are equal.
@@ -111,7 +116,12 @@ def load(paths: Iterable[Path]) -> Loaded:
         f"{path}: points measured more than once: {count}; the latest record counts"
         for path, count in again.items()
     ]
-    loaded.records = list(latest.values())
+    loaded.records = [r for r in latest.values() if kind is None or r.kind == kind]
+    others = Counter(r.kind for r in latest.values() if kind is not None and r.kind != kind)
+    loaded.problems += [
+        f"{count} {other} record{'' if count == 1 else 's'}: left out here, where {kind} is shown"
+        for other, count in others.items()
+    ]
     return loaded
 
 

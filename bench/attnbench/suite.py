@@ -1,14 +1,13 @@
 """Suites: what to measure, read from TOML and checked to the last key.
 
 A suite names implementations (globs, with options to taste), a grid over any field of
-``Problem`` and single points. Everything that cannot be meant is refused with file, key,
-value and the nearest valid name; what merely cannot be done by some implementation is
-left to it to say (``unsupported``).
+``Problem`` (of ``Workload``, where it is of the kind ``training``) and single points.
+Everything that cannot be meant is refused with file, key, value and the nearest valid name;
+what merely cannot be done by some implementation is left to it to say (``unsupported``).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -27,13 +26,9 @@ from attnbench.presets import PRESETS
 from attnbench.problem import Problem
 from attnbench.settings import Measure, Verify
 from attnbench.spec import Value
+from attnbench.subject import PointKind, Subject, keys_of, make_subject
 
-_PROBLEM_KEYS = (
-    *(f.name for f in dataclasses.fields(Problem)), "heads", "seqlen", "d_model", "preset",
-)  # fmt: skip
 _TABLES = ("measure", "verify")
-SET_KEYS = (*_PROBLEM_KEYS, *(f"{table}.KEY" for table in _TABLES))
-"""What ``--set`` takes beside options of implementations."""
 _RIVALS = {  # giving one of these with --set replaces the others
     "heads": ("heads_q", "heads_kv"),
     "seqlen": ("seqlen_q", "seqlen_k"),
@@ -46,7 +41,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Suite:
-    """A checked suite: every problem is valid."""
+    """A checked suite: every problem (or workload) is valid."""
 
     name: str
     path: Path
@@ -54,10 +49,11 @@ class Suite:
     baseline: str
     impls: tuple[str, ...]
     kinds: tuple[Kind, ...]  # of implementations that ``impls`` may name
-    problems: tuple[Problem, ...]
+    problems: tuple[Subject, ...]
     measure: Measure
     verify: Verify
     options: Mapping[str, Value]  # of whoever has them, given by --set
+    kind: PointKind = "attention"
 
     @property
     def digest(self) -> str:
@@ -71,12 +67,18 @@ class Suite:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 
+def set_keys(kind: PointKind) -> tuple[str, ...]:
+    """What ``--set`` takes beside options of implementations."""
+    return (*keys_of(kind), *(f"{table}.KEY" for table in _TABLES))
+
+
 class _File(BaseModel):
     """The shape of the TOML file; the grid and points are checked key by key later."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     title: str
+    kind: PointKind = "attention"
     baseline: str = ""
     impls: list[str] = ["*"]
     kinds: list[Kind] = list(get_args(Kind))
@@ -110,6 +112,15 @@ def list_suites(project: Path | None = None) -> dict[str, Path]:
     for shelf in reversed(shelves.find("suites", project)):
         found |= {path.stem: path for path in sorted(shelf.glob("*.toml"))}
     return dict(sorted(found.items()))
+
+
+def kind_of(path: Path) -> PointKind:
+    """The kind that a suite's file says; attention where it cannot be read, to be told later."""
+    try:
+        told = tomllib.loads(path.read_text()).get("kind")
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        told = None
+    return "training" if told == "training" else "attention"
 
 
 def load_suite(
@@ -151,6 +162,7 @@ def load_suite(
         measure=_validate(Measure, file.measure, path, "measure"),
         verify=_validate(Verify, file.verify, path, "verify"),
         options=dict(file._options),
+        kind=file.kind,
     )
 
 
@@ -166,39 +178,44 @@ def one_problem(overrides: Sequence[str]) -> Problem:
     if file.measure or file.verify:
         raise UserError("--set: measure and verify belong to a suite; here is nothing to sample")
     for key in file._options:
-        raise unknown("key", key, _PROBLEM_KEYS, "--set")
-    combinations = list(_combinations(file.points[0], "--set"))
+        raise unknown("key", key, keys_of("attention"), "--set")
+    combinations = list(_combinations("attention", file.points[0], "--set"))
     if len(combinations) > 1:
         raise UserError(f"--set: describes {len(combinations)} problems; give each key one value")
-    return _problem(combinations[0], "--set")
+    problem = _subject("attention", combinations[0], "--set")
+    assert isinstance(problem, Problem)
+    return problem
 
 
-def _expand(file: _File, path: Path) -> tuple[Problem, ...]:
+def _expand(file: _File, path: Path) -> tuple[Subject, ...]:
     """Every problem of the grid and the points, once, in order."""
     if not file.grid and not file.points:
         raise UserError(f"{path}: nothing to measure; it needs a [grid] or [[points]]")
-    problems: dict[Problem, None] = {}
+    problems: dict[Subject, None] = {}
     tables = [("[grid]", file.grid)] * bool(file.grid)
     tables += [("[[points]]", point) for point in file.points]
     for where, table in tables:
         if not table:
             raise UserError(f"{path}: {where}: is empty; it needs at least one key")
-        for fields in _combinations(table, f"{path}: {where}"):
-            problems[_problem(fields, f"{path}: {where}")] = None
+        for fields in _combinations(file.kind, table, f"{path}: {where}"):
+            problems[_subject(file.kind, fields, f"{path}: {where}")] = None
     return tuple(problems)
 
 
-def _combinations(table: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
+def _combinations(
+    kind: PointKind, table: Mapping[str, Any], where: str
+) -> Iterable[dict[str, Any]]:
     for key, value in table.items():
-        if key not in _PROBLEM_KEYS:
-            raise unknown("key", key, _PROBLEM_KEYS, where)
+        if key not in keys_of(kind):
+            raise unknown("key", key, keys_of(kind), where)
         if value == []:
             raise UserError(f"{where}: {key} is an empty list; nothing would be measured")
     lists = [value if isinstance(value, list) else [value] for value in table.values()]
     return [dict(zip(table, values, strict=True)) for values in itertools.product(*lists)]
 
 
-def _problem(fields: dict[str, Any], where: str) -> Problem:
+def _with_preset(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a preset under those that were given beside it."""
     preset = fields.pop("preset", None)
     if preset is not None:
         if not isinstance(preset, str) or preset not in PRESETS:
@@ -210,8 +227,14 @@ def _problem(fields: dict[str, Any], where: str) -> Problem:
         if fields.keys() & {"seqlen_q", "seqlen_k"}:
             base.pop("seqlen", None)
         fields = {**base, **fields}
+    return fields
+
+
+def _subject(kind: PointKind, fields: dict[str, Any], where: str) -> Subject:
+    if kind == "attention":
+        fields = _with_preset(fields, where)
     try:
-        return Problem.of(**fields)
+        return make_subject(kind, fields)
     except UserError as error:
         told = ", ".join(f"{k} = {_toml(v)}" for k, v in fields.items())
         raise UserError(f"{where}: {error} (in {told})") from error
@@ -233,13 +256,13 @@ def _apply(file: _File, override: str) -> None:
             raise unknown("table", table, _TABLES, f"--set {key}")
         getattr(file, table)[inner] = value
         return
-    if key not in _PROBLEM_KEYS:
+    if key not in keys_of(file.kind):
         if not isinstance(value, Value):
-            raise unknown("key", key, SET_KEYS, "--set")
+            raise unknown("key", key, set_keys(file.kind), "--set")
         file._options[key] = value
         return
     for fields in [file.grid] * bool(file.grid) + file.points:
-        for rival in _RIVALS.get(key, ()):
+        for rival in _RIVALS.get(key, ()) if file.kind == "attention" else ():
             fields.pop(rival, None)
         fields[key] = value
 

@@ -108,6 +108,12 @@ def _measure(task: dict[str, Any], send: Send) -> None:
     measure(task, send)
 
 
+def _train(task: dict[str, Any], send: Send) -> None:
+    from attnbench.train.group import train
+
+    train(task, send)
+
+
 def _battery(task: dict[str, Any], send: Send) -> None:
     from attnbench.inquiry import battery
 
@@ -161,6 +167,7 @@ _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "environment": _environment,
     "probe": _probe,
     "measure": _measure,
+    "train": _train,
     "battery": _battery,
     "ceilings": _ceilings,
     "profile": _profile,

@@ -12,7 +12,7 @@ import contextlib
 import gc
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,6 @@ from attnbench.device import synchronize
 from attnbench.distance import distances, weights_distance
 from attnbench.execution import Execution
 from attnbench.failure import Failed, classify
-from attnbench.guard import Guard
 from attnbench.inputs import Inputs, make_inputs
 from attnbench.measure import figures, pinning
 from attnbench.measure.clock import Clock, clock_for
@@ -36,12 +35,10 @@ from attnbench.measure.memory import measure_memory
 from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.problem import Problem
 from attnbench.record import Samples, TensorAccuracy, worst
-from attnbench.spec import Value
+from attnbench.turns import Send, Turns
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
 from attnbench.watch.surprise import Surprise
 from attnbench.watch.watcher import Watch
-
-Send = Callable[..., None]
 
 _now = time.monotonic  # bound at import: a plugin that patches time changes nothing
 
@@ -74,27 +71,19 @@ class Contender:
         return self.watch
 
 
-class Group:
+class Group(Turns[Contender]):
     """All contenders of one problem, in one worker process."""
 
     def __init__(self, task: dict[str, Any], send: Send) -> None:
+        super().__init__(task, send)
         self.problem = Problem.from_json(task["problem"])
-        self.device = torch.device(task["device"])
         self.seed: int = task["seed"]
         self.budget = Budget(**task["budget"])
         self._process: int = task["process"]  # the first one verifies and measures memory
-        self._send = send
-        self._alone = len(task["contenders"]) == 1
-        self._task = task
-        self._guard = Guard()
         self._yardsticks: dict[Problem, Yardstick] = {}  # for the inputs of one seed
         self._yardstick_seed: int | None = None
-        self._ready: dict[str, Contender] = {}
-        self._choices: dict[str, dict[str, Value]] = {}  # of those that were built
         self._energy_s: float = task["energy_s"]
         self._energy_meter: EnergyMeter | None = None
-        self._phases_s: dict[str, float] = {}  # each one's time in phases of its own, but sampling
-        self._began = 0.0  # the phase that is under way
 
     def run(self) -> None:
         """Measure every contender; send a ``result`` for each."""
@@ -295,52 +284,6 @@ class Group:
         return self._yardsticks[problem]
 
     # ---- telling the parent ----------------------------------------------------------
-
-    def _step(self, key: str, phase: str) -> None:
-        self._send("step", who=key, phase=phase)
-
-    def _try_all(self, phase: Callable[..., None], *words: Any) -> None:
-        for key in list(self._ready):
-            self._try(key, phase, key, *words)
-
-    def _try(self, key: str, phase: Callable[..., None], *words: Any) -> None:
-        """Turn whatever goes wrong in a contender's phase into its result.
-
-        SystemExit and KeyboardInterrupt too: they are the plugin's, a user's Ctrl-C does not
-        reach this process.
-        """
-        self._began = time.perf_counter()
-        try:
-            phase(*words)
-            self._guard.check_all()
-            self._phases_s[key] = self._phase_s(key)
-            return
-        except BaseException as error:
-            failed = classify(error)
-        self._fail(key, failed)  # only here is nothing left that holds on to its tensors
-
-    def _phase_s(self, key: str) -> float:
-        """Its phases so far, the one under way included."""
-        return self._phases_s.get(key, 0.0) + time.perf_counter() - self._began
-
-    def _fail(self, key: str, failed: Failed) -> None:
-        self._guard.restore()
-        self._ready.pop(key, None)
-        self._send(
-            "result",
-            who=key,
-            status=failed.status,
-            reason=failed.reason,
-            log_tail=failed.log,
-            choices=self._choices.get(key, {}),
-            alone=self._alone,
-        )
-        gc.collect()
-        if self.device.type == "cuda":
-            # An illegal access leaves a context in which nobody's calls work: then this raises,
-            # the worker is given up, and the others go on in a fresh one.
-            torch.cuda.synchronize(self.device)
-            torch.cuda.empty_cache()
 
     def _succeed(self, contender: Contender, untimed: dict[str, Any]) -> None:
         told = {name: part and part.model_dump() for name, part in contender.figures.items()}

@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
     comparison = None
     if arguments.results:
         base, new = ([path] for path in arguments.results)
-        runs = load_run(base), load_run(new)
+        runs = load_run(base, None), load_run(new, None)
         comparison = compare(
             *runs, threshold=threshold, across=arguments.across, scatter=run_scatter(series)
         )

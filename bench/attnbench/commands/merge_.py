@@ -25,7 +25,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"{out}: the merged file must end in .jsonl, or nothing will find it")
     if out.exists():
         raise UserError(f"{out}: exists; merge never overwrites, choose another name")
-    loaded = store.load(arguments.results)
+    loaded = store.load(arguments.results, None)
     if not loaded.records:
         raise UserError(f"no record in {', '.join(map(str, arguments.results))}")
     _write(out, loaded.records)

@@ -16,6 +16,7 @@ from rich.markup import escape
 from attnbench import store
 from attnbench.commands import render
 from attnbench.commands.opening import command_of, open_for
+from attnbench.commands.training_text import print_training
 from attnbench.conditions import before_start, closing_lines
 from attnbench.errors import UserError
 from attnbench.plan import Plan, parse_shard
@@ -51,8 +52,10 @@ def main(arguments: argparse.Namespace) -> int:
     records = _records(plan, file)
     for line in closing_lines(records):
         console.print(escape(line), soft_wrap=True)
+    if suite.kind == "training":
+        print_training(console, records)
     _summary(console, records, file)
-    if records:
+    if records and suite.kind == "attention":
         show_page(console, arguments, suite, file)
     if stopped:
         console.print("Stopped early; the same command goes on from here.")
@@ -156,7 +159,8 @@ def print_points(console: Console, plan: Plan) -> None:
 
 def _records(plan: Plan, file: Path) -> list[Record]:
     """Records of the points asked for; the file may hold others, of an older source too."""
-    return [r for r in store.load([file]).records if r.id in plan.ids] if file.exists() else []
+    kept = store.load([file], plan.suite.kind).records if file.exists() else []
+    return [record for record in kept if record.id in plan.ids]
 
 
 def _summary(console: Console, records: Sequence[Record], file: Path) -> None:

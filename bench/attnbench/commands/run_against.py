@@ -57,6 +57,11 @@ def main(arguments: argparse.Namespace) -> int:
     parse_shard(arguments.shard)
     path = find_suite(arguments.suite, arguments.project)
     suite = load_suite(path, arguments.set, arguments.preset)
+    if suite.kind != "attention":
+        raise UserError(
+            f"--against measures single attentions, {path} is a {suite.kind} suite; run it twice "
+            "and let attnbench compare hold the records against each other"
+        )
     base = _records(Path(arguments.against))
     with open_for(arguments, lock=not arguments.dry_run) as session:
         file = session.results_file(suite, arguments.results, arguments.fresh)

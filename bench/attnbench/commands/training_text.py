@@ -1,0 +1,52 @@
+"""Training records in the terminal: a small table for each workload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from attnbench.record import Record
+from attnbench.runs import problem_label
+from attnbench.train.derived import tokens_per_s
+from attnbench.train.figures import Parity
+
+_COLUMNS = ("implementation", "tokens/s [95 %]", "batch", "loss", "parity")
+
+
+def print_training(console: Console, records: Sequence[Record]) -> None:
+    """Who learned how fast and how well; those that have no figures with their status."""
+    for problem in dict.fromkeys(record.problem_id for record in records):
+        own = [record for record in records if record.problem_id == problem]
+        table = Table(box=None, pad_edge=False, title_justify="left")
+        table.title = escape(problem_label(own[0]))
+        for column in _COLUMNS:
+            right = column in ("tokens/s [95 %]", "batch", "loss")
+            table.add_column(column, justify="right" if right else "left", overflow="fold")
+        for record in sorted(own, key=_slowness):
+            table.add_row(*map(escape, _cells(record)))
+        console.print(table)
+        console.print()
+
+
+def _slowness(record: Record) -> tuple[float, str]:
+    rate = tokens_per_s(record)
+    return -rate.median if rate else 0.0, record.implementation.spec
+
+
+def _cells(record: Record) -> tuple[str, ...]:
+    name, training, rate = record.implementation.spec, record.training, tokens_per_s(record)
+    if training is None or rate is None:
+        return name, record.status, "", "", record.reason or ""
+    speed = f"{rate.median:,.0f} [{rate.low:,.0f}–{rate.high:,.0f}]"
+    return name, speed, str(training.batch), f"{training.losses[-1]:.4f}", _parity(training.parity)
+
+
+def _parity(parity: Parity) -> str:
+    if parity.max_deviation is None:
+        return "the loss is not finite"
+    if parity.ok is None:
+        return f"approximate: {parity.max_deviation:.3g} from {parity.reference}"
+    return f"{'ok' if parity.ok else 'NO'}: {parity.ratio:.2g} of what rounding may do"

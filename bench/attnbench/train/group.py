@@ -1,0 +1,311 @@
+"""What a worker does with one workload: train with every contender, then time them together.
+
+The order is fixed: the reference learns, and again with other rounding, which bounds how far
+exact contenders may be from it; each contender is built, verified by itself, learns on the
+same batches and is held against that; whole steps are timed in interleaved rounds; then each
+step is taken apart. A contender that fails drops out with its status, the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from attnbench import registry
+from attnbench.attention import Attention, Unsupported
+from attnbench.failure import Failed, classify
+from attnbench.measure import figures, pinning
+from attnbench.measure.energy import EnergyMeter
+from attnbench.measure.kernels import what_ran
+from attnbench.measure.sampling import Budget, Taken, sample
+from attnbench.record import TensorAccuracy
+from attnbench.train import anatomy, attentions, bound, flops
+from attnbench.train.clock import StepClock
+from attnbench.train.data import make_task
+from attnbench.train.figures import Breakdown, ModelFlops, Parity
+from attnbench.train.learning import Curve, learn
+from attnbench.train.proof import verify_attention
+from attnbench.train.setup import make_teacher, make_trainer
+from attnbench.train.sizes import largest_batch
+from attnbench.train.step import Piece, Trainer, check_precision, products_of
+from attnbench.train.truth import Truth
+from attnbench.train.workload import Workload
+from attnbench.turns import Send, Turns
+
+_RING = 4  # batches on the device, of which each timed step takes the next
+
+
+@dataclass
+class Learner:
+    """One implementation with options, on its way through the phases."""
+
+    key: str
+    told: dict[str, Any]  # as the task names it
+    attention: Attention
+    trainer: Trainer
+    workload: Workload  # with the batch that is timed
+    accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
+    curve: Curve = field(default_factory=lambda: Curve([]))
+    parity: Parity | None = None
+    ring: list[list[Piece]] = field(default_factory=list)
+    tokens: int = 0  # a step
+    samples: Any = None
+    sampled_s: float = 0.0
+
+
+class TrainGroup(Turns[Learner]):
+    """All contenders of one workload, in one worker process."""
+
+    def __init__(self, task: dict[str, Any], send: Send) -> None:
+        super().__init__(task, send)
+        self.workload = Workload.from_json(task["problem"])
+        self.seed: int = task["seed"]
+        self.budget = Budget(**task["budget"])
+        self._process: int = task["process"]  # the first one learns, and takes steps apart
+        self._energy_s: float = task["energy_s"]
+        self._energy_meter: EnergyMeter | None = None
+        self._truth: Truth | None = None
+        self._teacher: torch.nn.Module | None = None
+
+    def run(self) -> None:
+        """Train and measure every contender; send a ``result`` for each."""
+        self._send("step", who=None, phase="reference")
+        try:
+            self._check()
+            alive = self._reference_step
+            self._teacher = make_teacher(self.workload, self.device, self.seed, alive)
+            if self._process == 0:
+                self._truth = Truth(self.workload, self.device, self.seed, alive, self._teacher)
+                self._truth.find()
+        except Exception as error:
+            return self._all_fail(error)
+        for told in self._task["contenders"]:
+            self._try(told["key"], self._build_and_learn, told)
+        if self._ready:
+            self._time()
+
+    def _check(self) -> None:
+        """What nobody could do here.
+
+        Raises:
+            Unsupported: with the reason.
+        """
+        check_precision(self.workload, self.device)
+        if self.workload.parallel != "none":
+            raise Unsupported(
+                f"parallel {self.workload.parallel!r}: several processes are not measured yet"
+            )
+
+    def _all_fail(self, error: Exception) -> None:
+        failed = classify(error)
+        if failed.status != "unsupported":
+            reason = f"the reference's training failed: {failed.reason}"
+            failed = Failed("error", reason, failed.log)
+        for told in self._task["contenders"]:
+            self._fail(told["key"], failed)
+
+    # ---- phases ----------------------------------------------------------------------
+
+    def _build_and_learn(self, told: dict[str, Any]) -> None:
+        key = told["key"]
+        self._step(key, "import")
+        attention = registry.make(told)
+        self._choices[key] = {}
+        self._step(key, "build")
+        problems = attentions.noted(attention)
+        workload = self._sized(key, told)
+        learner = Learner(key, told, attention, self._trainer(workload, attention), workload)
+        task = make_task(workload, self.seed)
+        with torch.no_grad():
+            learner.trainer.outputs(learner.trainer.move(task.batch(0)))  # it builds by the latest
+        if self._truth is not None:
+            self._step(key, "verify")
+            learner.accuracy = verify_attention(
+                registry.make(told), problems, self.device, self.seed
+            )
+            self._learn(learner)
+        learner.ring = [learner.trainer.put(task.batch(i)) for i in range(_RING)]
+        learner.tokens = task.batch(0).tokens
+        self._ready[key] = learner
+
+    def _sized(self, key: str, told: dict[str, Any]) -> Workload:
+        """The workload with the batch that this contender is timed with."""
+        if self.workload.batch:
+            return self.workload
+
+        def try_batch(batch: int) -> None:
+            self._step(key, f"try batch {batch}")
+            workload = self.workload.replace(batch=batch)
+            trainer = self._trainer(workload, registry.make(told))
+            pieces = trainer.put(make_task(workload, self.seed).batch(0))
+            for _ in range(2):  # the second has the optimizer's state already
+                trainer.step(pieces)
+
+        batch = largest_batch(try_batch, self._release, self.workload.accumulation)
+        return self.workload.replace(batch=batch)
+
+    def _learn(self, learner: Learner) -> None:
+        """Train as the reference did, and hold the curve against its."""
+        truth, key = self._truth, learner.key
+        assert truth is not None
+        self._step(key, "learn")
+        trainer = learner.trainer
+        if learner.workload != truth.workload:  # timed with another batch than is learned with
+            trainer = self._trainer(truth.workload, registry.make(learner.told))
+        learner.curve = learn(trainer, truth.task, self.seed, lambda: self._step(key, "learn"))
+        learner.parity = truth.parity(learner.curve.losses, learner.attention.kind)
+        if learner.parity.ok is False:
+            raise Failed("incorrect", in_words(learner.parity))
+        if not bound.is_finite(learner.curve.losses):
+            raise Failed("incorrect", f"the loss is not finite in step {learner.parity.step}")
+
+    def _time(self) -> None:
+        """Interleaved rounds of whole steps, then what needs passes of its own."""
+        clock = StepClock(self.device)
+        with pinning.pinned() if self.device.type == "cpu" else contextlib.nullcontext():
+            taken = self._sample_survivors(clock)
+        for key, own in taken.items():
+            learner = self._ready[key]
+            learner.samples = figures.headline(own, clock, self.budget)
+            learner.sampled_s = own.warmup_s + own.spent_s
+        taken.clear()
+        self._try_all(self._inspect)
+
+    def _sample_survivors(self, clock: StepClock) -> dict[str, Taken]:
+        """Sample everybody; one that fails while timed drops out and the rest start again."""
+        while self._ready:
+            at_work = next(iter(self._ready))
+
+            def announce(key: str, phase: str) -> None:
+                nonlocal at_work
+                at_work = key
+                self._step(key, phase)
+                self._ready[key].trainer.model.train()
+
+            calls = {key: _next_step(learner) for key, learner in self._ready.items()}
+            begin = time.monotonic()
+            try:
+                seed = self.seed + self._process  # another order in each
+                taken = sample(
+                    calls, clock, self.budget, seed, announce, lambda key: self._guard.check()
+                )
+                self._send("sampled", begin=begin, end=time.monotonic())
+                return taken
+            except BaseException as error:
+                failed = classify(error)
+            del calls
+            self._fail(at_work, failed)
+        return {}
+
+    def _inspect(self, key: str) -> None:
+        learner = self._ready[key]
+        told = self._taken_apart(learner) if self._process == 0 else {}
+        self._guard.check()
+        self._send(
+            "result",
+            who=key,
+            status="ok",
+            choices=self._choices[key],
+            samples=learner.samples.model_dump(),
+            host_samples=None,
+            accuracy={name: a.model_dump() for name, a in learner.accuracy.items()},
+            wall_s=self._phase_s(key) + learner.sampled_s,
+            **told,
+        )
+        del self._ready[key]  # its memory is the next one's
+
+    # ---- a step, taken apart -----------------------------------------------------------
+
+    def _taken_apart(self, learner: Learner) -> dict[str, Any]:
+        key, trainer, pieces = learner.key, learner.trainer, learner.ring[0]
+        self._step(key, "memory")
+        parts, memory = anatomy.memory_parts(trainer, pieces)
+        told: dict[str, Any] = {
+            "memory": memory.model_dump(),
+            "kernels": what_ran(_next_step(learner), self.device),
+        }
+        if self._energy_s:
+            self._step(key, "energy")
+            if self._energy_meter is None:
+                self._energy_meter = EnergyMeter(self.device, self._energy_s)
+            told |= self._energy_meter.measure(_next_step(learner))
+        self._step(key, "breakdown")
+        breakdown, counts = self._looked_into(learner, pieces)
+        told["flops"] = counts.dense + counts.attention_own if counts.attention_own else None
+        told["training"] = {
+            "batch": learner.workload.batch,
+            "tokens": learner.tokens,
+            "learned_steps": len(learner.curve.losses),
+            "stopped": learner.curve.stopped,
+            "losses": learner.curve.losses,
+            "evaluations": [e.model_dump() for e in learner.curve.evaluations],
+            "parity": learner.parity and learner.parity.model_dump(),
+            "flops": counts.model_dump(),
+            "parameters": flops.parameters_of(trainer.model).model_dump(),
+            "breakdown": breakdown.model_dump(),
+            "memory": parts.model_dump(),
+        }
+        return told
+
+    def _looked_into(
+        self, learner: Learner, pieces: Sequence[Piece]
+    ) -> tuple[Breakdown, ModelFlops]:
+        """Breakdown; and FLOPs, of a model built to count: eager, each attention noted."""
+        plain = learner.workload.replace(compile=False, checkpointing=False)
+        calls: list[Any] = []
+
+        def note(problem: Any, run: Callable[[], Any]) -> Any:
+            calls.append(problem)
+            return run()
+
+        counting = self._trainer(plain, attentions.around(registry.make(learner.told), note))
+        with flops.counted(counting.model) as products:
+            counting.forward(pieces[0])
+        parts = learner.workload.accumulation
+        counts = flops.model_flops(products.flops, calls, learner.attention, parts=parts)
+        del counting
+        return anatomy.break_down(learner.trainer, pieces), counts
+
+    def _trainer(self, workload: Workload, attention: Attention) -> Trainer:
+        return make_trainer(workload, attention, self.device, self.seed, self._teacher)
+
+    def _reference_step(self) -> None:
+        self._send("step", who=None, phase="reference")
+
+
+def in_words(parity: Parity) -> str:
+    """Why a curve does not pass, in a line."""
+    if parity.deviation is None:
+        return f"the loss is not finite in step {parity.step}; the reference's is"
+    return (
+        f"does not learn as the reference does: in step {parity.step} the loss is off by "
+        f"{parity.deviation:.3g}, allowed {parity.allowed:.3g} (from {parity.reruns} reruns of "
+        f"{parity.reference} with other rounding)"
+    )
+
+
+def _next_step(learner: Learner) -> Callable[[], None]:
+    """The timed call: a whole step on the next batch of the ring."""
+    step, batches = learner.trainer.step, itertools.cycle(learner.ring)
+
+    def call() -> None:
+        step(next(batches))
+
+    return call
+
+
+def train(task: dict[str, Any], send: Send) -> None:
+    """Train one workload's contenders and leave the process clean for the next."""
+    gc.collect()
+    with products_of(Workload.from_json(task["problem"])):
+        TrainGroup(task, send).run()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # compiled variants must not count towards the next one's limit
