@@ -12,6 +12,7 @@ from synthetic_records import sweep, write_run
 
 from attnbench.pictures.facts import facts_of
 from attnbench.pictures.result import FILE, PAGE, WEIGHTS, Panel, Picture, PictureFile
+from attnbench.record import Record
 from attnbench.report import pictures, render
 from attnbench.report.pictures import find_pictures, write_page
 
@@ -45,8 +46,15 @@ def put_picture(
     return folder
 
 
+def some(suite: str = "quick") -> list[Record]:
+    return sweep(suite, ("naive",), seqlens=(128,), dtypes=("float32",), masks=("full",))
+
+
 def page(file: Path, out: Path) -> str:
-    return render([file], out).page.read_text(encoding="utf-8")
+    """The page of a report that has this view alone."""
+    definition = file.parent / "only.toml"
+    definition.write_text('[[views]]\nview = "pictures"\n', encoding="utf-8")
+    return render([file], out, report=str(definition)).page.read_text(encoding="utf-8")
 
 
 def section(html: str) -> str:
@@ -57,7 +65,7 @@ def section(html: str) -> str:
 
 
 def test_the_page_has_the_pictures_beside_its_records_once_for_all_suites(tmp_path: Path) -> None:
-    file = write_run(tmp_path, [*sweep(), *sweep(suite="other")])
+    file = write_run(tmp_path, [*some(), *some("other")])
     folder = put_picture(file.parent)
     html = page(file, tmp_path / "out")
     shown = section(html)
@@ -76,7 +84,7 @@ def test_the_page_has_the_pictures_beside_its_records_once_for_all_suites(tmp_pa
 
 
 def test_without_pictures_there_is_no_view(tmp_path: Path) -> None:
-    html = page(write_run(tmp_path, sweep()), tmp_path / "out")
+    html = page(write_run(tmp_path, some()), tmp_path / "out")
     assert "view-pictures" not in html
     assert "Attention pictures" not in html
 
@@ -117,7 +125,7 @@ def _no_json(folder: Path) -> None:
 def test_a_damaged_picture_is_left_out_and_the_others_stay(damage: Any, tmp_path: Path) -> None:
     damage(put_picture(tmp_path, "a", title="damaged"))
     put_picture(tmp_path, "b", title="whole")
-    file = write_run(tmp_path, sweep())
+    file = write_run(tmp_path, some())
     assert file.parent == tmp_path
     assert [view.title for view in find_pictures([tmp_path, file], tmp_path)] == ["whole"]
 
@@ -125,7 +133,7 @@ def test_a_damaged_picture_is_left_out_and_the_others_stay(damage: Any, tmp_path
 def test_what_is_too_large_for_the_page_is_linked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write_run(tmp_path, sweep())
+    file = write_run(tmp_path, some())
     for name in ("a", "b"):
         put_picture(file.parent, name, title=f"picture {name}", seqlen=24)
     first, second = find_pictures([file], tmp_path)

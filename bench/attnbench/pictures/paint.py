@@ -74,7 +74,7 @@ class Colours:
             values = [self.low, -linear, 0.0, linear, self.high]
         else:
             values = list(np.linspace(self.low, self.high, 3))
-        texts = [f"{value:.2g}" for value in values]
+        texts = [_short(value) for value in values]
         if isinstance(self.norm, LogNorm):
             texts[0] = f"≤ {texts[0]}"
         return [(float(self.norm(value)), text) for value, text in zip(values, texts, strict=True)]
@@ -100,6 +100,13 @@ def colours(picture: Picture, head: int, *, signed: bool) -> Colours | None:
         norm = LogNorm(low, high) if is_log else Normalize(low, high)
     cmap = matplotlib.colormaps["coolwarm" if signed else "viridis"]
     return Colours(signed, norm, cmap, low, high)
+
+
+def _short(value: float) -> str:
+    """Two digits, as few letters as can be: ``0.16``, ``1.6e-5``."""
+    return (
+        f"{value:.2g}" if abs(value) >= 1e-3 or not value else f"{value:.1e}".replace("e-0", "e-")
+    )
 
 
 def png(levels_MN: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bytes:
