@@ -207,3 +207,11 @@ def test_presets_cost_no_torch() -> None:
     script = "import sys, attnbench.train.models.presets; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_packed_sequences_are_refused_not_joined() -> None:
+    """Positions that begin anew hide one document from the other, and no plugin is told so."""
+    given = ids("llama-tiny")
+    positions = torch.arange(16).remainder(8).expand(2, -1)
+    with pytest.raises(Unsupported, match="neither full, causal nor a window"):
+        body("llama-tiny")(input_ids=given, position_ids=positions)

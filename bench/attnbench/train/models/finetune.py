@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,12 @@ class LowRank(nn.Module):
         self.down_rI = nn.Parameter(weight.new_empty(rank, inputs))
         nn.init.kaiming_uniform_(self.down_rI, a=math.sqrt(5))
         self.up_Or = nn.Parameter(weight.new_zeros(outputs, rank))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base's own; T5 asks for its dtype."""
+        weight: Any = self.base.weight
+        return cast(torch.Tensor, weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(…, O)`` of ``(…, I)``."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from attnbench.errors import UserError
+from attnbench.train.models.interface import no_mask
 from attnbench.train.models.parts import Parts, find
 from attnbench.train.models.presets import Family, Preset
 from attnbench.train.roles import ImageShape
@@ -52,18 +53,31 @@ class Wanted:
 
 
 class Hugging(nn.Module):
-    """A model of transformers, and what is to be read from what it returns."""
+    """A model of transformers, and what is to be read from what it returns.
+
+    Attributes:
+        tells_no_mask: whether the body is told that there is no padding and no packing.
+    """
 
     def __init__(
-        self, body: nn.Module, read: Callable[[Any], Outputs], parts: Mapping[str, tuple[str, ...]]
+        self,
+        body: nn.Module,
+        read: Callable[[Any], Outputs],
+        parts: Mapping[str, tuple[str, ...]],
+        *,
+        tells_no_mask: bool = False,
     ) -> None:
         super().__init__()
         self.body = body
+        self.tells_no_mask = tells_no_mask
+        self.register_buffer("_no_mask", no_mask(torch.device("cpu")), persistent=False)
         self._read = read
         self._paths = parts
 
     def forward(self, **inputs: torch.Tensor) -> Outputs:
         """By name of the target; see :class:`attnbench.train.roles.Model`."""
+        if self.tells_no_mask:
+            return self._read(self.body(**inputs, attention_mask=self._no_mask))
         return self._read(self.body(**inputs))
 
     @property
@@ -158,10 +172,10 @@ def _decoder(
     if wanted.objective == "causal-lm":
         paths = {"stacks": (f"{prefix}.{stack}",), "norms": (f"{prefix}.{norm}",),
                  "heads": ("lm_head",)}  # fmt: skip
-        return Hugging(with_tokens(config), _tokens, paths)
+        return Hugging(with_tokens(config), _tokens, paths, tells_no_mask=True)
     body = WithHead(bare(config), preset.d_model, wanted.classes)
     paths = {"stacks": (f"decoder.{stack}",), "norms": (f"decoder.{norm}",), "heads": ("head",)}
-    return Hugging(body, _label_alone, paths)
+    return Hugging(body, _label_alone, paths, tells_no_mask=True)
 
 
 def _bert_config(preset: Preset, wanted: Wanted) -> Any:

@@ -6,8 +6,9 @@ it is, the place knows (:class:`~attnbench.train.models.bridge.Attends`); its na
 near transformers, which takes one with "flash" in it for a kernel of its own and one with "/"
 for a kernel on its hub.
 
-The mask is that of SDPA: None where a model attends fully or causally, else a boolean tensor,
-which is read back as full, causal or a window, or refused: no plugin takes any other.
+The mask is None where a model attends fully or causally, else SDPA's boolean tensor, which is
+read back as full, causal or a window, or refused: no plugin takes any other. A caller who
+knows that there is neither padding nor packing gives :func:`no_mask`.
 
 Models that bypass the interface (BigBird, Longformer, LED, Reformer, Nystromformer) cannot
 be had this way; :func:`attach` refuses them, for nothing of theirs would ever be called.
@@ -50,7 +51,7 @@ _attaching: ContextVar[Builds | None] = ContextVar("attaching", default=None)
 def register() -> str:
     """Make plugins known to transformers; what to give as attn_implementation."""
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, mask_of)
     return NAME
 
 
@@ -91,6 +92,47 @@ def places(model: nn.Module) -> dict[str, Attends]:
     return {name: m for name, m in model.named_modules() if isinstance(m, Attends)}
 
 
+def no_mask(device: torch.device) -> torch.Tensor:
+    """What to give a decoder as ``attention_mask`` if nothing hides but what comes later.
+
+    Without one transformers looks in every call whether positions tell of packed sequences:
+    in eager mode it waits for the device, and while torch.compile traces it takes them for
+    packed. A mask of four dimensions it hands on as it is; this one has no elements.
+    """
+    return torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device)
+
+
+def mask_of(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    **more: Any,
+) -> torch.Tensor | None:
+    """None where a model attends fully or causally to tokens without padding; else SDPA's mask.
+
+    transformers' ``sdpa_mask`` says the same, but while torch.compile traces the model: up to
+    torch 2.13 it gives a tensor then, whatever the mask. Arguments are transformers' own.
+    """
+    skips = attention_mask is None and (local_size is None or kv_length < local_size)
+    if skips and allow_is_bidirectional_skip:
+        return None
+    is_end = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length
+    if skips and allow_is_causal_skip and is_end and (q_length in (1, kv_length)):
+        return None
+    mask: torch.Tensor | None = sdpa_mask(
+        batch_size, q_length, kv_length, q_offset, kv_offset, attention_mask=attention_mask,
+        local_size=local_size, allow_is_causal_skip=allow_is_causal_skip,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip, **more,
+    )  # fmt: skip
+    return mask
+
+
 def attend(
     module: nn.Module,
     query: torch.Tensor,
@@ -112,7 +154,8 @@ def attend(
         query: ``(B, H, M, D)``.
         key: ``(B, G, N, D)``; transformers leaves G < H to the implementation.
         value: ``(B, G, N, E)``.
-        attention_mask: None, or bool ``(B, 1, M, N)``, True where a query may look.
+        attention_mask: None, or :func:`no_mask`, or bool ``(B, 1, M, N)``, True where a query
+            may look.
         scaling: of the logits; T5 says 1.
         dropout: of the weights; transformers says 0 outside training.
         position_bias: T5's learned bias ``(1, H, M, N)``.
@@ -132,7 +175,7 @@ def attend(
         is_causal = bool(getattr(module, "is_causal", True))
     place = getattr(module, _PLACE, None) or _make_place(module, position_bias)
     queries, keys = query.shape[2], key.shape[2]
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.numel():
         mask = _read(attention_mask, queries, keys, sliding_window)
     elif not is_causal:
         mask = "full"
