@@ -18,7 +18,7 @@ from attnbench import Attention, Problem, alibi_bias, register
 class Naive(Attention):
     """The textbook: softmax(q kᵀ · scale) v with the whole matrix in memory."""
 
-    features = Attention.features | {"alibi", "dropout", "softcap"}
+    features = Attention.features | {"alibi", "bias", "dropout", "softcap"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     version = torch.__version__
     source = "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762"
@@ -44,7 +44,11 @@ class Textbook:
             self.bias_HMN = alibi_bias(problem, device)
 
     def __call__(
-        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+        self,
+        q_BHMD: torch.Tensor,
+        k_BGND: torch.Tensor,
+        v_BGNE: torch.Tensor,
+        given_HMN: torch.Tensor | None = None,
     ) -> torch.Tensor:
         p = self.problem
         group = p.heads_q // p.heads_kv
@@ -55,6 +59,8 @@ class Textbook:
             logits_BHMN = p.softcap * torch.tanh(logits_BHMN / p.softcap)
         if self.bias_HMN is not None:
             logits_BHMN = logits_BHMN + self.bias_HMN
+        if given_HMN is not None:
+            logits_BHMN = logits_BHMN + given_HMN
         if self.hidden_MN is not None:
             logits_BHMN = logits_BHMN.masked_fill(self.hidden_MN, float("-inf"))
         weights_BHMN = logits_BHMN.softmax(dim=-1)

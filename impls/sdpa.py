@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnbench import Attention, Problem, Unsupported, alibi_bias, make_inputs, register
 
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Call = Callable[..., torch.Tensor]
 
 
 @register("sdpa")
@@ -27,7 +27,7 @@ class Sdpa(Attention):
     """scaled_dot_product_attention with the backend that torch chooses."""
 
     backend: ClassVar[SDPBackend | None] = None
-    features = Attention.features | {"alibi"}
+    features = Attention.features | {"alibi", "bias"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     version = torch.__version__
     source = "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html"
@@ -43,17 +43,25 @@ class Sdpa(Attention):
             "scale": problem.softmax_scale,
             "enable_gqa": problem.heads_q != problem.heads_kv,
         }
+        hidden_MN = keywords.pop("attn_mask", None) if problem.bias else None
 
         def chosen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return F.scaled_dot_product_attention(q, k, v, **keywords)
 
+        def biased(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias_HMN: torch.Tensor
+        ) -> torch.Tensor:
+            mask_HMN = bias_HMN if hidden_MN is None else bias_HMN + hidden_MN
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_HMN[None], **keywords)
+
+        attend: Call = biased if problem.bias else chosen
         if self.backend is None:
-            return chosen
+            return attend
         backend = [self.backend]
 
-        def forced(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        def forced(*given: torch.Tensor) -> torch.Tensor:
             with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(q, k, v, **keywords)
+                return attend(*given)
 
         _probe(forced, problem, device)
         return forced
@@ -61,7 +69,8 @@ class Sdpa(Attention):
     def _mask(self, problem: Problem, device: torch.device) -> dict[str, Any]:
         """The mask in the form that keeps the most backends possible, made once."""
         lengths = (problem.seqlen_q, problem.seqlen_k)
-        is_causal = problem.mask.kind == "causal" and not problem.alibi
+        is_biased = problem.alibi or problem.bias
+        is_causal = problem.mask.kind == "causal" and not is_biased
         if problem.mask.kind == "full" and not problem.alibi:
             return {}
         if is_causal and problem.seqlen_q == problem.seqlen_k:
@@ -114,14 +123,19 @@ def _probe(call: Call, problem: Problem, device: torch.device) -> None:
     """Call it once; where torch refuses, raise Unsupported with torch's own reason."""
     inputs = make_inputs(problem, seed=0, device=device)
     wants_grad = problem.direction != "forward"
-    q, k, v = (x.requires_grad_(wants_grad) for x in inputs.qkv())
+    given = list(inputs.qkv())
+    if problem.bias:
+        shape = (problem.heads_q, problem.seqlen_q, problem.seqlen_k)
+        given.append(torch.zeros(shape, dtype=problem.torch_dtype, device=device))
+    for x in given:
+        x.requires_grad_(wants_grad)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
             with torch.set_grad_enabled(wants_grad):
-                out = call(q, k, v)
+                out = call(*given)
             if wants_grad:
-                torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)
+                torch.autograd.grad(out, given, inputs.grad_out_BHME)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
