@@ -8,6 +8,7 @@ Schema history
     1.2.0  implementations that ran in a simulator (``Implementation.simulated``); what one
            chose for itself in ``build()`` (``choices``); of approximate methods their own
            FLOPs and bytes, and their distance from the answer that was asked for.
+    1.3.0  problems of level ``layer``, with the accuracy of a layer's own tensors.
 
 A reader accepts any 1.x: a field it does not know is kept and ignored, one that is
 missing takes its default. Derived figures (TFLOPS, speed-up, share of roofline) are never
@@ -25,9 +26,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from attnbench.layer.inside import answers
 from attnbench.spec import Value, format_spec
 
-SCHEMA = "1.2.0"
+SCHEMA = "1.3.0"
 OTHERS = "(others)"
 """Name of the entry of ``Record.kernels`` that sums the shortest ones."""
 
@@ -196,7 +198,7 @@ class Record(_Part):
     samples: Samples | None = None  # the device's own time: the headline
     host_samples: Samples | None = None  # CUDA: wall time of the eager call, launch included
     memory: Memory | None = None
-    accuracy: dict[str, TensorAccuracy] = {}  # by tensor: out, dq, dk, dv
+    accuracy: dict[str, TensorAccuracy] = {}  # by tensor: ``inside.answers``
     flops: int | None = None  # of an approximate method, by its own formula
     ideal_bytes: int | None = None  # likewise
     distance: dict[str, Distance] = {}  # of an approximate method, by tensor, where accuracy is
@@ -215,8 +217,7 @@ class Record(_Part):
         if self.status == "ok":
             if self.samples is None:
                 raise ValueError("status ok needs samples")
-            is_forward = self.problem.get("direction", "forward") == "forward"
-            for tensor in ("out",) if is_forward else ("out", "dq", "dk", "dv"):
+            for tensor in answers(self.problem):
                 if tensor not in self.accuracy:
                     raise ValueError(f"status ok needs the accuracy of {tensor}")
             for tensor, accuracy in self.accuracy.items():

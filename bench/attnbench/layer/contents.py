@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 
+from attnbench.layer.inside import LEARNED
 from attnbench.problem import Problem
 from attnbench.watch.contents import Signs
 
@@ -45,7 +46,7 @@ def draw_layer_signs(problem: Problem, device: torch.device, generator: torch.Ge
     }  # fmt: skip
     if p.seqlen_q != p.seqlen_k:
         loaded["memory"] = in_C
-    if p.position in ("learned", "relative"):
+    if p.position in LEARNED:
         loaded["table"] = in_C if p.position == "learned" else torch.ones_like(in_C[:1])
     gradients = {f"d{name}": back * x for name, x in loaded.items()}
     return Signs({**loaded, "grad_out": back * out_C, "out": out_C, **gradients})

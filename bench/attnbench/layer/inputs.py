@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from attnbench.inputs import LARGE, walk
+from attnbench.layer.inside import LEARNED
 from attnbench.layer.positions import BUCKETS
 from attnbench.problem import Problem
 
@@ -80,7 +81,7 @@ def make_layer_inputs(
         weight(p.d_model, p.heads_q * p.head_dim_v),
     )
     table = None
-    if p.position in ("learned", "relative"):
+    if p.position in LEARNED:
         rows, columns = _table_shape(p)
         table = draw(rows, columns)
     grad_out_BMC = draw(p.batch, p.seqlen_q, p.d_model)

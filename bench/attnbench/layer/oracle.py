@@ -82,8 +82,8 @@ def solve(
             grads.append(attended.dbias_HMN.to(dtype))
         leaves = {name: x for name, x in given.items() if name != "wo"}
         found = torch.autograd.grad(ends, list(leaves.values()), grads)
-        tensors |= {f"d{name}": x for name, x in zip(leaves, found, strict=True)}
-        tensors["dwo"] = dwo_CO
+        by_leaf = dict(zip(leaves, found, strict=True)) | {"wo": dwo_CO}
+        tensors |= {f"d{name}": by_leaf[name] for name in given}
     return Solution(tensors, inner, attended)
 
 
