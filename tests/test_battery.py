@@ -6,7 +6,7 @@ Each broken one passes the cases it should pass and fails those made to catch it
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ import torch
 from attnbench import Attention, ForwardBackward, Problem, Unsupported, alibi_bias
 from attnbench.battery import CASES, CaseResult, run_case
 from attnbench.masks import MASKS
+from attnbench.problem import Position
 
 CPU = torch.device("cpu")
 BY_NAME = {case.name: case for case in CASES}
@@ -264,9 +265,12 @@ def test_a_broken_implementation_is_caught_by_the_case_made_for_it(fault: str) -
 def test_the_healthy_implementation_passes_every_case_it_does() -> None:
     results = [run_case(made(plain), case, CPU) for case in CASES]
     wrong = [(r.case.name, r.status, r.reason) for r in results if r.status not in ("ok",)]
-    assert {name.partition("-")[0] for name, *_ in wrong} == {"dropout"}
+    assert {name.removesuffix("-gradients") for name, *_ in wrong} == {
+        "dropout", "dropout-causal-gqa", "layer-relative", "layer-padding-relative",
+    }  # fmt: skip
     assert {(status, reason) for _, status, reason in wrong} == {
-        ("unsupported", "does not do dropout")
+        ("unsupported", "does not do dropout"),
+        ("unsupported", "does not do a learned bias on the logits"),
     }
     assert all(r.accuracy for r in results if r.status == "ok" and r.case.check.__name__ == "right")
 
@@ -482,7 +486,8 @@ def test_the_cases_cover_what_a_problem_can_ask_for() -> None:
     assert {p.direction for p in problems} == {"forward", "both", "backward"}
     assert {min(p.head_dim for p in problems), max(p.head_dim for p in problems)} == {32, 256}
     wanted = {"backward", "gqa", "cross", "head_dim_v", "scale", "decode"}
-    wanted |= {"dropout", "softcap", "alibi"}
+    wanted |= {"dropout", "softcap", "alibi", "bias"}
+    assert {p.position for p in problems} == set(get_args(Position))
     assert set().union(*(p.features for p in problems)) == wanted
 
 

@@ -243,7 +243,7 @@ def test_file_and_line_are_those_of_the_declaration():
         ({}, {"dropout_p": 0.1}, "does not do dropout"),
         ({}, {"softcap": 30}, "does not do softcap"),
         ({}, {"alibi": True}, "does not do ALiBi"),
-        ({}, {"level": "layer"}, "does not do the layer level (projections)"),
+        ({}, {"bias": True}, "does not do a learned bias on the logits"),
     ],
 )
 def test_what_was_not_declared_is_unsupported_with_a_reason(declares, asks, reason):

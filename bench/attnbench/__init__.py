@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from attnbench.alibi import alibi_bias, alibi_slopes
     from attnbench.errors import UserError
     from attnbench.inputs import Inputs, make_inputs
+    from attnbench.layer.inputs import real_tokens
+    from attnbench.layer.positions import LearnedPositions, query_positions, sinusoidal
     from attnbench.lookup import implementation
     from attnbench.masks import Mask, parse_mask
     from attnbench.offline import Case
@@ -26,6 +28,7 @@ __all__ = [
     "Case",
     "ForwardBackward",
     "Inputs",
+    "LearnedPositions",
     "Mask",
     "Problem",
     "Unsupported",
@@ -36,7 +39,10 @@ __all__ = [
     "implementation",
     "make_inputs",
     "parse_mask",
+    "query_positions",
+    "real_tokens",
     "register",
+    "sinusoidal",
 ]
 
 _HOMES = {
@@ -54,6 +60,10 @@ _HOMES = {
     "alibi_bias": "alibi",
     "alibi_slopes": "alibi",
     "Case": "offline",
+    "LearnedPositions": "layer.positions",
+    "query_positions": "layer.positions",
+    "sinusoidal": "layer.positions",
+    "real_tokens": "layer.inputs",
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attnbench.errors import UserError, unknown
-from attnbench.problem import Problem
+from attnbench.problem import Level, Problem
 from attnbench.spec import Value
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Attention:
             dim), ``BSHD``, or ``packed`` (batch·seqlen, heads, dim). Inputs arrive that
             way and contiguous (but the cache of a decode step is a view, and verification
             tries other strides); converting is not part of the timed call.
+        level: ``op``: attends, and is put inside a layer where one is asked for. ``layer``:
+            is a whole layer, with projections of its own, and can be nothing else.
         features: names of :data:`FEATURES` it can do.
         masks, dtypes, devices: names it can do, or None for any.
         options: its settings with their defaults; a suite may sweep them
@@ -86,6 +88,7 @@ class Attention:
     name: ClassVar[str] = ""
     kind: ClassVar[Kind] = "exact"
     layout: ClassVar[Layout] = "BHSD"
+    level: ClassVar[Level] = "op"
     features: ClassVar[frozenset[str]] = USUAL_FEATURES
     masks: ClassVar[tuple[str, ...] | None] = None
     dtypes: ClassVar[tuple[str, ...] | None] = None
@@ -114,6 +117,8 @@ class Attention:
         The base class compares the problem with the declared features, masks, dtypes and
         devices. Override it for finer reasons, and call ``super().supports(…)`` first.
         """
+        if self.level == "layer" and problem.level == "op":
+            raise Unsupported("is a whole layer with its projections: level = 'layer'")
         for feature in sorted(problem.features.difference(self.features)):
             raise Unsupported(f"does not do {FEATURES[feature]}")
         for what, value, allowed in (
@@ -132,6 +137,10 @@ class Attention:
         autograd if ``backward`` is among the features; code with a backward of its own
         returns a :class:`ForwardBackward` instead. A ``torch.nn.Module`` is welcome: its
         parameters are what a training run will learn.
+
+        With a bias (``problem.bias``) each call has a fourth argument, ``(H, M, N)`` in the
+        problem's dtype, and a gradient of it too. Of level ``layer``, what is returned is a
+        :class:`attnbench.layer.execution.Layer`.
 
         With dropout the callable may carry a method ``keep_mask()`` that returns the
         boolean ``(B, H, M, N)`` mask its last call used; dropout is verified through it.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -20,7 +20,7 @@ from attnbench.attention import Attention, Unsupported
 from attnbench.checks import Trial, Wrong
 from attnbench.errors import in_words, message
 from attnbench.execution import WrongOutput
-from attnbench.problem import Problem
+from attnbench.problem import Position, Problem
 from attnbench.record import TensorAccuracy
 
 CaseStatus = Literal["ok", "incorrect", "unsupported", "error"]
@@ -135,8 +135,23 @@ def _contents() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "dropout-causal-gqa", {"dropout_p": 0.2, "mask": "causal", "heads_q": 4, "heads_kv": 2}
 
 
+def _layers() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Whole layers: each way to tell positions, padding, and what shapes change in them."""
+    layer = {"level": "layer"}
+    for position in get_args(Position):
+        yield f"layer-{position}", {**layer, "position": position, "mask": "causal"}
+    yield "layer-padding", {**layer, "padding": 0.4}
+    yield "layer-padding-rope", {**layer, "padding": 0.4, "mask": "causal", "position": "rope"}
+    yield "layer-padding-relative", {**layer, "padding": 0.4, "position": "relative"}
+    yield "layer-gqa", {**layer, "heads_q": 4, "heads_kv": 2}
+    yield "layer-cross", {**layer, "seqlen_k": 96, "position": "sinusoidal"}
+    yield "layer-head_dim_v", {**layer, "head_dim_v": 64}
+    yield "layer-bfloat16", {**layer, "dtype": "bfloat16", "position": "learned"}
+    yield "layer-large", {**layer, "inputs": "large"}
+
+
 def _cases() -> Iterator[Case]:
-    for name, changes in (*_shapes(), *_contents()):
+    for name, changes in (*_shapes(), *_contents(), *_layers()):
         for direction, suffix in (("forward", ""), ("both", "-gradients")):
             problem = Problem.of(**{**_BASE, **changes, "direction": direction})
             if problem.element_bytes > 1 or direction == "forward":  # 8 bits hold no gradients

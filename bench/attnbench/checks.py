@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 
 from attnbench.attention import Attention, Unsupported
 from attnbench.claim import claim_of
-from attnbench.execution import Execution
-from attnbench.inputs import Inputs, make_inputs
+from attnbench.inputs import Inputs
+from attnbench.level import execution_of, inputs_of, yardstick_of
 from attnbench.problem import Problem
 from attnbench.record import TensorAccuracy
-from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
+from attnbench.verify import Yardstick, explain, judge, passed
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -44,7 +45,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.claim = claim_of(self.implementation, self.problem)
-        self._execution = Execution(self.implementation, self.problem, self.device)
+        self._execution = execution_of(self.implementation, self.problem, self.device)
 
     @property
     def is_approximate(self) -> bool:
@@ -52,8 +53,8 @@ class Trial:
         return self.implementation.kind == "approximate"
 
     def inputs(self, seed: int = _SEED) -> Inputs:
-        """Fresh inputs of the problem."""
-        return make_inputs(self.problem, seed, self.device)
+        """Fresh inputs of the problem; a layer's are not looked into, only handed on."""
+        return cast(Inputs, inputs_of(self.problem, seed, self.device))
 
     def answer(self, inputs: Inputs) -> Tensors:
         """Load, run once, and copy the results, which a later run may overwrite."""
@@ -90,7 +91,7 @@ class Trial:
 
     def _yardstick(self, inputs: Inputs) -> Yardstick:
         keep = self._execution.keep_mask() if self.problem.dropout_p > 0 else None
-        return make_yardstick(self.claim.problem, inputs, keep)
+        return yardstick_of(self.claim.problem, inputs, keep)
 
 
 # ---- the answer --------------------------------------------------------------------------
@@ -134,13 +135,13 @@ def right_on_new_contents(trial: Trial) -> None:
 
 
 def _right_when_exact(trial: Trial) -> None:
-    given = trial.implementation.exact_options(trial.problem)
+    given = trial.implementation.exact_options(trial.problem.core)
     if given is None:
         return
     cls = type(trial.implementation)
     exact = Trial(cls(**{**trial.implementation.options, **given}), trial.problem, trial.device)
     inputs = exact.inputs()
-    accuracy = judge(make_yardstick(trial.problem, inputs), exact.answer(inputs))
+    accuracy = judge(yardstick_of(trial.problem, inputs), exact.answer(inputs))
     if not passed(accuracy):
         options = ", ".join(f"{key}={value}" for key, value in given.items())
         raise Wrong(f"with {options} it should be exact: {explain(accuracy)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnbench.attention import Attention
+from attnbench.attention import Attention, Unsupported
 from attnbench.masks import Mask
 from attnbench.problem import Problem
 
@@ -34,12 +34,18 @@ def claim_of(implementation: Attention, problem: Problem) -> Claim:
 
     Raises:
         TypeError: its ``own_mask()`` gives something else than a mask or None.
+        Unsupported: a layer with padding, whose sequences its mask would not keep apart.
     """
     if implementation.kind == "exact":
         return Claim(problem, is_exact=True, is_problems_own=True)
-    mask = implementation.own_mask(problem)
+    asked = problem.core
+    mask = implementation.own_mask(asked)
     if mask is None:
         return Claim(problem, is_exact=False, is_problems_own=True)
     if not isinstance(mask, Mask):
         raise TypeError(f"own_mask() must return a mask or None, got {type(mask).__name__}")
-    return Claim(problem.replace(mask=mask), is_exact=True, is_problems_own=mask == problem.mask)
+    if mask == asked.mask:
+        return Claim(problem, is_exact=True, is_problems_own=True)
+    if problem.padding:
+        raise Unsupported("does not do padding: its own mask is for one sequence, not for several")
+    return Claim(problem.replace(mask=mask), is_exact=True, is_problems_own=False)

@@ -9,6 +9,7 @@ D = head_dim, E = head_dim_v.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def attended_pairs(problem: Problem) -> int:
     return core.batch * core.heads_q * core.mask.coverage(core.seqlen_q, core.seqlen_k).pairs
 
 
-def of_method(problem: Problem, core: int) -> int:
-    """FLOPs of a layer around a method that says its own for the op inside."""
-    return core + flops(problem) - flops(problem.core)
+def around(own: int, problem: Problem, count: Callable[[Problem], int]) -> int:
+    """What a method counts for the op inside (``own``), with what a layer adds to that."""
+    return own + count(problem) - count(problem.core)
 
 
 def ideal_bytes(problem: Problem) -> int:

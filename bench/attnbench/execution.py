@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -46,7 +46,7 @@ class Execution:
         self.problem = problem
         self.implementation = implementation
         self.built = self._build(device, seed)
-        self.choices = _choices_of(self.built)
+        self.choices = _choices_of(self._plugins)
         self._layout = implementation.layout
         self._names: tuple[str, ...] = ("q", "k", "v")  # what there are gradients of
         self._tensors: list[torch.Tensor] = []  # these in the layout, and grad_out
@@ -63,6 +63,11 @@ class Execution:
                 "a bias is handed over by a layer: level = 'layer' with position = 'relative'"
             )
         return build(self.implementation, self.problem, device, seed)
+
+    @property
+    def _plugins(self) -> Any:
+        """What is the implementation's own of ``built``."""
+        return self.built
 
     # ---- around the timed call -------------------------------------------------------
 
@@ -95,7 +100,7 @@ class Execution:
         """What autograd is asked for the gradients of."""
         return self._tensors[:-1]
 
-    def twin(self) -> Execution:
+    def twin(self) -> Self:
         """The same built callable over inputs of its own that hold the same contents."""
         assert self._original is not None, "load first"
         twin = copy.copy(self)
@@ -213,7 +218,7 @@ class Execution:
 
     def keep_mask(self) -> torch.Tensor | None:
         """Which weights the last call's dropout kept, ``(B,H,M,N)``; None if not revealed."""
-        reveal = getattr(self.built, "keep_mask", None)
+        reveal = getattr(self._plugins, "keep_mask", None)
         mask: torch.Tensor | None = reveal() if reveal is not None else None
         return mask
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from attnbench.attention import FEATURES, Attention, Kind, Layout, MaskForm
 from attnbench.errors import unknown
 from attnbench.masks import MASKS
-from attnbench.problem import DTYPES
+from attnbench.problem import DTYPES, Level
 
 WORDS = ("kind", "layout", "features", "masks", "dtypes", "devices", "version", "source")
 """What an implementation says about itself, by attribute or by keyword of ``register``."""
@@ -87,6 +87,8 @@ def of_options(options: object) -> str | None:
 def of_class(cls: type[Attention]) -> str | None:
     """A class must declare itself rightly, take its options, and have a build()."""
     fault = of_words({word: getattr(cls, word) for word in WORDS}) or of_options(cls.options)
+    if cls.level not in get_args(Level):
+        fault = fault or str(unknown("level", cls.level, get_args(Level)))
     if fault := fault or _of_simulators(cls.simulators, cls.options):
         return fault
     if cls.build is Attention.build:

@@ -18,7 +18,7 @@ import torch
 
 from attnbench.problem import Problem
 
-_LARGE = 6.0  # standard deviation of each of q and k; that of a logit is its square, 36
+LARGE = 6.0  # standard deviation of each of q and k; that of a logit is its square, 36
 _PEAK = 4.0  # share of the key it points at in each "peaky" query
 _NEARBY = 8.0  # nats by which a "local" query prefers its own position to a distant one
 _CORRELATION = 0.95  # of neighbouring tokens in "correlated"
@@ -77,7 +77,7 @@ def make_inputs(problem: Problem, seed: int, device: torch.device | str = "cpu")
     v_BGNE = draw(p.batch, p.heads_kv, p.seqlen_k, p.head_dim_v)
     grad_out_BHME = draw(p.batch, p.heads_q, p.seqlen_q, p.head_dim_v)
     if p.inputs == "large":
-        q_BHMD, k_BGND = q_BHMD * _LARGE, k_BGND * _LARGE
+        q_BHMD, k_BGND = q_BHMD * LARGE, k_BGND * LARGE
     elif p.inputs == "peaky":
         q_BHMD = q_BHMD + _PEAK * _own_keys(k_BGND, p, generator)
     elif p.inputs == "local":
@@ -85,7 +85,7 @@ def make_inputs(problem: Problem, seed: int, device: torch.device | str = "cpu")
     elif p.inputs == "needle":
         q_BHMD = q_BHMD + _PEAK * _needle(k_BGND, p)
     elif p.inputs == "correlated":
-        q_BHMD, k_BGND, v_BGNE = (_walk(x) for x in (q_BHMD, k_BGND, v_BGNE))
+        q_BHMD, k_BGND, v_BGNE = (walk(x) for x in (q_BHMD, k_BGND, v_BGNE))
     tensors = [x.to(p.torch_dtype).to(device) for x in (q_BHMD, k_BGND, v_BGNE, grad_out_BHME)]
     if p.decode:
         tensors[1:3] = [_in_cache(x) for x in tensors[1:3]]
@@ -131,7 +131,7 @@ def _near(
     return place(q_BHMD, position_M), place(k_BGND, torch.arange(p.seqlen_k).float())
 
 
-def _walk(x_BHND: torch.Tensor) -> torch.Tensor:
+def walk(x_BHND: torch.Tensor) -> torch.Tensor:
     """AR(1) along the sequence, with unit variance at every position."""
     fresh = (1 - _CORRELATION**2) ** 0.5
     steps = [x_BHND[:, :, 0]]

@@ -17,9 +17,9 @@ import torch
 from attnbench import registry
 from attnbench.battery import CASES, run_case
 from attnbench.errors import message
-from attnbench.execution import Execution
 from attnbench.failure import classify
 from attnbench.guard import Guard, Meddling
+from attnbench.level import execution_of
 from attnbench.measure.ceilings import measure_ceilings, sm_clock
 from attnbench.problem import Problem
 
@@ -33,7 +33,7 @@ def probe(task: dict[str, Any], send: Send) -> None:
         send("step", who=told["key"], phase="probe")
         reason, guard = None, Guard()
         try:
-            Execution(registry.make(told), problem, torch.device(task["device"]))
+            execution_of(registry.make(told), problem, torch.device(task["device"]))
             guard.check()
         except BaseException as error:
             reason = classify(error).reason

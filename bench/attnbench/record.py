@@ -8,6 +8,7 @@ Schema history
     1.2.0  implementations that ran in a simulator (``Implementation.simulated``); what one
            chose for itself in ``build()`` (``choices``); of approximate methods their own
            FLOPs and bytes, and their distance from the answer that was asked for.
+    1.3.0  problems of level ``layer``, with the accuracy of a layer's own tensors.
 
 A reader accepts any 1.x: a field it does not know is kept and ignored, one that is
 missing takes its default. Derived figures (TFLOPS, speed-up, share of roofline) are never
@@ -25,6 +26,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from attnbench.layer.inside import answers
 from attnbench.record_part import Part
 from attnbench.spec import Value, format_spec
 from attnbench.train.figures import Training
@@ -189,7 +191,7 @@ class Record(Part):
     samples: Samples | None = None  # the device's own time: the headline
     host_samples: Samples | None = None  # CUDA: wall time of the eager call, launch included
     memory: Memory | None = None
-    accuracy: dict[str, TensorAccuracy] = {}  # by tensor: out, dq, dk, dv
+    accuracy: dict[str, TensorAccuracy] = {}  # by tensor: ``inside.answers``
     flops: int | None = None  # of an approximate method, by its own formula
     ideal_bytes: int | None = None  # likewise
     distance: dict[str, Distance] = {}  # of an approximate method, by tensor, where accuracy is
@@ -227,8 +229,7 @@ class Record(Part):
             if self.implementation.kind == "exact" and not self.training.parity.ok:
                 raise ValueError("status ok of an exact implementation needs parity")
             return
-        is_forward = self.problem.get("direction", "forward") == "forward"
-        for tensor in ("out",) if is_forward else ("out", "dq", "dk", "dv"):
+        for tensor in answers(self.problem):
             if tensor not in self.accuracy:
                 raise ValueError(f"status ok needs the accuracy of {tensor}")
 

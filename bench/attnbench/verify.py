@@ -125,17 +125,15 @@ def make_yardstick(
         ValueError: the inputs are not finite, so that there is no error to measure.
     """
     if problem.dropout_p > 0:
-        if keep_BHMN is None:
-            raise Unsupported("dropout cannot be verified: it reveals no dropout mask")
-        _check_keep(problem, keep_BHMN)
+        check_keep(problem, keep_BHMN)
     gradients = problem.direction != "forward"
     truth = reference(problem, inputs, gradients=gradients, keep_BHMN=keep_BHMN)
     if not all(bool(x.isfinite().all()) for x in truth.tensors().values()):
         raise ValueError("the reference is not finite: the inputs hold NaN or infinity")
     plain = _textbooks(problem, inputs, gradients, keep_BHMN)
-    cancelling = _cancelling(problem, inputs, truth)
+    cancels = cancelling(problem, inputs, truth)
     standards = {
-        name: _standard(problem, name, x, [p[name] for p in plain], truth.lse_BHM, cancelling[name])
+        name: standard(problem, name, x, [p[name] for p in plain], truth.lse_BHM, cancels[name])
         for name, x in truth.tensors().items()
     }
     return Yardstick(problem, standards)
@@ -178,13 +176,13 @@ def explain(accuracy: Mapping[str, TensorAccuracy]) -> str:
 # ---- what is allowed ---------------------------------------------------------------------
 
 
-def _standard(
+def standard(
     problem: Problem,
     name: str,
     truth: torch.Tensor,
     plain: Sequence[torch.Tensor],
     lse_BHM: torch.Tensor,
-    cancelling: _Cancelling,
+    cancelling: Cancelling,
 ) -> Standard:
     """The module's rule, for one tensor."""
     eps = torch.finfo(problem.torch_dtype).eps
@@ -224,31 +222,34 @@ def _textbooks(
     return plain
 
 
-class _Cancelling(NamedTuple):
+class Cancelling(NamedTuple):
     """What is behind an element of dq or dk, whose terms cancel; zero for out and dv."""
 
     terms: float  # the size of the terms
     rounding: float  # the change if each element of ``out`` changes by its own size, at random
 
 
-def _cancelling(problem: Problem, inputs: Inputs, truth: Reference) -> dict[str, _Cancelling]:
+def cancelling(problem: Problem, inputs: Inputs, truth: Reference) -> dict[str, Cancelling]:
     """By tensor: how large the terms of ``scale · (dP − rowsum(grad_out ∘ out)) · k`` are."""
     scale = abs(problem.softmax_scale)
     terms_BHME = (inputs.grad_out_BHME.double() * truth.out_BHME).abs()
     terms = scale * float(terms_BHME.sum(dim=-1).max())
     rounding = scale * float(terms_BHME.norm(dim=-1).max())
-    sizes = dict.fromkeys(("out", "dv"), _Cancelling(0.0, 0.0))
+    sizes = dict.fromkeys(("out", "dv"), Cancelling(0.0, 0.0))
     # A key that many rows look at gathers the noise of each.
     gathered = 1.0 if truth.gathered_BGN is None else max(1.0, float(truth.gathered_BGN.max()))
     others = ("dq", inputs.k_BGND.double(), 1.0), ("dk", inputs.q_BHMD.double(), gathered)
     for name, other, rows in others:
         rms = float(other.square().mean().sqrt())
-        sizes[name] = _Cancelling(rows * terms * float(other.abs().max()), rows * rounding * rms)
+        sizes[name] = Cancelling(rows * terms * float(other.abs().max()), rows * rounding * rms)
     return sizes
 
 
-def _check_keep(problem: Problem, keep_BHMN: torch.Tensor) -> None:
+def check_keep(problem: Problem, keep_BHMN: torch.Tensor | None) -> None:
+    """Raise for a dropout mask that is not there, or cannot come from the problem's dropout."""
     p = problem
+    if keep_BHMN is None:
+        raise Unsupported("dropout cannot be verified: it reveals no dropout mask")
     shape = (p.batch, p.heads_q, p.seqlen_q, p.seqlen_k)
     if tuple(keep_BHMN.shape) != shape or keep_BHMN.dtype != torch.bool:
         raise WrongOutput(

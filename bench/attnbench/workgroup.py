@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 
-from attnbench import registry
+from attnbench import cost, registry
 from attnbench.attention import Attention
 from attnbench.claim import Claim, claim_of
 from attnbench.device import synchronize
 from attnbench.distance import distances, weights_distance
 from attnbench.execution import Execution
 from attnbench.failure import Failed, classify
-from attnbench.inputs import Inputs, make_inputs
+from attnbench.inputs import AnyInputs, make_inputs
+from attnbench.level import execution_of, inputs_of, yardstick_of
 from attnbench.measure import figures, pinning
 from attnbench.measure.clock import Clock, clock_for
 from attnbench.measure.copies import ExecutionCopies
@@ -36,7 +37,7 @@ from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.problem import Problem
 from attnbench.record import Samples, TensorAccuracy, worst
 from attnbench.turns import Send, Turns
-from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
+from attnbench.verify import Yardstick, explain, judge, passed
 from attnbench.watch.surprise import Surprise
 from attnbench.watch.watcher import Watch
 
@@ -99,13 +100,13 @@ class Group(Turns[Contender]):
 
     # ---- phases ----------------------------------------------------------------------
 
-    def _build_and_verify(self, told: dict[str, Any], inputs: Inputs) -> None:
+    def _build_and_verify(self, told: dict[str, Any], inputs: AnyInputs) -> None:
         self._step(told["key"], "import")
         implementation = registry.make(told)
         claim = claim_of(implementation, self.problem)
         contender = Contender(told["key"], implementation, claim)
         self._step(contender.key, "build")
-        contender.execution = Execution(
+        contender.execution = execution_of(
             contender.implementation, self.problem, self.device, self.seed
         )
         self._choices[contender.key] = contender.execution.choices
@@ -136,7 +137,7 @@ class Group(Turns[Contender]):
         taken.clear()  # graphs and copies hold memory
         self._try_all(self._inspect)
 
-    def _load(self, key: str, seed: int, inputs: Inputs) -> None:
+    def _load(self, key: str, seed: int, inputs: AnyInputs) -> None:
         self._step(key, "load")
         contender = self._ready[key]
         contender.running.load(inputs)
@@ -151,7 +152,7 @@ class Group(Turns[Contender]):
         self,
         key: str,
         seed: int,
-        inputs: Inputs,
+        inputs: AnyInputs,
         taken: dict[str, Taken],
         clock: Clock,
         surprise: Surprise,
@@ -173,12 +174,13 @@ class Group(Turns[Contender]):
             "host_samples": figures.host_time(own, clock, self.budget),
         }
 
-    def _given_up(self, contender: Contender, seed: int, inputs: Inputs) -> dict[str, Any]:
+    def _given_up(self, contender: Contender, seed: int, inputs: AnyInputs) -> dict[str, Any]:
         """What an approximate method costs by its own formula, and how far off it is."""
         implementation = contender.implementation
+        p, core = self.problem, self.problem.core
         told: dict[str, Any] = {
-            "flops": implementation.flops(self.problem),
-            "ideal_bytes": implementation.ideal_bytes(self.problem),
+            "flops": cost.around(implementation.flops(core), p, cost.flops),
+            "ideal_bytes": cost.around(implementation.ideal_bytes(core), p, cost.ideal_bytes),
         }
         if self.problem.dropout_p == 0:
             yardstick = self._yardstick(self.problem, seed, inputs)
@@ -205,9 +207,11 @@ class Group(Turns[Contender]):
             if self._energy_meter is None:
                 self._energy_meter = EnergyMeter(self.device, self._energy_s)
             told |= self._energy_meter.measure(running.step)
-        if contender.implementation.kind == "approximate":
+        if contender.implementation.kind == "approximate" and self.problem.level == "op":
             self._step(contender.key, "weights")  # last: it leaves other contents behind
-            told["weights_tv"] = weights_distance(running, self._inputs(self.seed))
+            told["weights_tv"] = weights_distance(
+                running, make_inputs(self.problem, self.seed, self.device)
+            )
         self._guard.check()
         return told
 
@@ -244,7 +248,9 @@ class Group(Turns[Contender]):
 
     # ---- truth -----------------------------------------------------------------------
 
-    def _judge(self, contender: Contender, seed: int, inputs: Inputs) -> dict[str, TensorAccuracy]:
+    def _judge(
+        self, contender: Contender, seed: int, inputs: AnyInputs
+    ) -> dict[str, TensorAccuracy]:
         """Compare the last step with the reference; raise ``Failed`` if it is wrong."""
         results = contender.watched.results()
         changed = contender.running.changed_input()
@@ -255,11 +261,15 @@ class Group(Turns[Contender]):
         return accuracy
 
     def _compare(
-        self, contender: Contender, seed: int, inputs: Inputs, results: Mapping[str, torch.Tensor]
+        self,
+        contender: Contender,
+        seed: int,
+        inputs: AnyInputs,
+        results: Mapping[str, torch.Tensor],
     ) -> dict[str, TensorAccuracy]:
         claim = contender.claim
         if self.problem.dropout_p > 0:
-            yardstick = make_yardstick(claim.problem, inputs, contender.running.keep_mask())
+            yardstick = yardstick_of(claim.problem, inputs, contender.running.keep_mask())
         else:
             yardstick = self._yardstick(claim.problem, seed, inputs)
         accuracy = judge(yardstick, results, approximate=not claim.is_exact)
@@ -267,20 +277,20 @@ class Group(Turns[Contender]):
             raise Failed("incorrect", contender.watched.name() or explain(accuracy))
         return accuracy
 
-    def _inputs(self, seed: int) -> Inputs:
-        return make_inputs(self.problem, seed, self.device)
+    def _inputs(self, seed: int) -> AnyInputs:
+        return inputs_of(self.problem, seed, self.device)
 
-    def _prepare_truth(self, seed: int, inputs: Inputs) -> None:
+    def _prepare_truth(self, seed: int, inputs: AnyInputs) -> None:
         """Compute what all contenders share; with dropout the truth is each one's own."""
         if self.problem.dropout_p == 0:
             self._yardstick(self.problem, seed, inputs)
 
-    def _yardstick(self, problem: Problem, seed: int, inputs: Inputs) -> Yardstick:
+    def _yardstick(self, problem: Problem, seed: int, inputs: AnyInputs) -> Yardstick:
         """Of one of the problems whose answers are claimed; those of an earlier seed are gone."""
         if self._yardstick_seed != seed:
             self._yardsticks, self._yardstick_seed = {}, seed
         if problem not in self._yardsticks:
-            self._yardsticks[problem] = make_yardstick(problem, inputs)
+            self._yardsticks[problem] = yardstick_of(problem, inputs)
         return self._yardsticks[problem]
 
     # ---- telling the parent ----------------------------------------------------------

@@ -17,7 +17,7 @@ NAMES = {
     "naive", "sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "flex", "blockwise",
     "triton", "triton-gluon", "gathered", "window", "dilated", "strided", "fixed", "block-sparse",
     "bigbird", "top-k",
-    "linformer", "nystrom", "performer", "linear", "cosformer", "rfa",
+    "linformer", "nystrom", "performer", "linear", "cosformer", "rfa", "mha",
 }  # fmt: skip
 
 # Adapters: each has the version of its library, where that is installed.
@@ -69,13 +69,14 @@ NO_FP8 = "does not do dtype float8_e4m3fn"
 # What each may leave out on a CPU beside 8-bit floats, by the beginning of its reason.
 LEFT_OUT: dict[str, tuple[str, ...]] = {
     "naive": (),
-    "blockwise": ("does not do dropout",),
+    "blockwise": ("does not do dropout", "does not do a learned bias"),
     "sdpa": ("does not do softcap", "dropout cannot be verified"),
     "sdpa-math": ("does not do softcap", "dropout cannot be verified"),
     "sdpa-flash": (
         "does not do softcap",
         "dropout cannot be verified",
         "Flash attention requires q,k,v to have the same last dimension",
+        "No available kernel",  # for a bias that has a gradient
     ),
 }
 

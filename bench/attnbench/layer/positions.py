@@ -147,8 +147,12 @@ class RelativeBias(nn.Module):
         )
 
     def looked_up(self, buckets_MN: torch.Tensor) -> torch.Tensor:
-        """The bias ``(H, M, N)`` of buckets that were found before."""
-        return self.table_RH[buckets_MN].permute(2, 0, 1)
+        """The bias ``(H, M, N)`` of buckets that were found before.
+
+        By way of float32: the gradient of a bucket is the sum over all of its pairs.
+        """
+        table_RH = self.table_RH.to(torch.promote_types(self.table_RH.dtype, torch.float32))
+        return table_RH[buckets_MN].permute(2, 0, 1).to(self.table_RH.dtype)
 
 
 def _angles(positions_S: torch.Tensor, dim: int, base: float, whose: str) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch.autograd.profiler import profile, record_function
 from attnbench import registry
 from attnbench.execution import Execution
 from attnbench.failure import classify
-from attnbench.inputs import make_inputs
+from attnbench.level import execution_of, inputs_of
 from attnbench.measure.kernels import Ran, profile_call
 from attnbench.measure.meters import Span, mark, spans
 from attnbench.problem import Problem
@@ -50,8 +50,8 @@ def collect(task: dict[str, Any], send: Send) -> None:
 
 def warm(told: dict[str, Any], problem: Problem, device: torch.device) -> Execution:
     """The contender, built and called often enough that nothing is compiled any more."""
-    execution = Execution(registry.make(told), problem, device, _SEED)
-    execution.load(make_inputs(problem, _SEED, device))
+    execution = execution_of(registry.make(told), problem, device, _SEED)
+    execution.load(inputs_of(problem, _SEED, device))
     for _ in range(_WARM_UP_CALLS):
         execution.step()
     execution.results()  # of the right shape, or it is not worth a look

@@ -16,13 +16,12 @@ from typing import Any
 
 import altair as alt
 
+from attnbench.layer.inside import TENSORS
 from attnbench.report.definition import Accuracy, Lines
 from attnbench.report.points import Point
 from attnbench.report.sweep import Axis, Scope
 from attnbench.report.units import BYTES, FLOPS, SECONDS, Unit, unit_for
 from attnbench.stats import Interval
-
-TENSORS = ("out", "dq", "dk", "dv")
 
 _HEIGHT = 190
 _WIDEST = 8.0  # an interval is drawn to so many times its median

@@ -24,8 +24,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from attnbench.layer.inside import TENSORS
 from attnbench.report import pareto, tables, units
-from attnbench.report.charts import TENSORS, Measure, error_title, measure
+from attnbench.report.charts import Measure, error_title, measure
 from attnbench.report.definition import Accuracy, Definition, Lines, Pareto, Speedup
 from attnbench.report.environments import Environment
 from attnbench.report.points import Point

@@ -8,18 +8,19 @@ by chance, stand for all.
 from __future__ import annotations
 
 import statistics
+from typing import cast
 
 import torch
 
 from attnbench.claim import claim_of
 from attnbench.execution import Execution
 from attnbench.failure import Failed
-from attnbench.inputs import Inputs, make_inputs
+from attnbench.inputs import AnyInputs, Inputs
+from attnbench.level import inputs_of, part_of, yardstick_of
 from attnbench.measure.clock import Clock
 from attnbench.measure.sampling import Taken
 from attnbench.problem import Problem
-from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
-from attnbench.watch.contents import draw_part
+from attnbench.verify import Yardstick, explain, judge, passed
 from attnbench.watch.recall import remembers
 from attnbench.watch.watcher import Results, Watch, noise
 
@@ -31,7 +32,7 @@ class Surprise:
         self._problem = problem
         self._device = device
         self._noise = noise()
-        self._part = draw_part(problem, self._noise)
+        self._part = part_of(problem, self._noise)
         self._inputs = self._draw()
         self._yardsticks: dict[Problem, Yardstick] = {}
 
@@ -60,9 +61,9 @@ class Surprise:
         if told is not None:
             raise Failed("error", told)
 
-    def _draw(self) -> Inputs:
+    def _draw(self) -> AnyInputs:
         seed = int(torch.randint(2**62, (1,), generator=self._noise))
-        return make_inputs(self._problem, seed, self._device)
+        return inputs_of(self._problem, seed, self._device)
 
     def _verify(self, watch: Watch, execution: Execution, results: Results) -> None:
         claim = claim_of(execution.implementation, self._part.problem)
@@ -74,11 +75,11 @@ class Surprise:
 
     def _truth(self, problem: Problem, execution: Execution) -> Yardstick:
         """Of the part, by what is claimed; with dropout it is each contender's own."""
-        inputs = self._part.of_inputs(self._inputs)
+        inputs = self._part.of_inputs(cast(Inputs, self._inputs))
         if self._problem.dropout_p > 0:
             keep = execution.keep_mask()
             part = None if keep is None else self._part.of_tensors({"keep": keep})["keep"]
-            return make_yardstick(problem, inputs, part)
+            return yardstick_of(problem, inputs, part)
         if problem not in self._yardsticks:
-            self._yardsticks[problem] = make_yardstick(problem, inputs)
+            self._yardsticks[problem] = yardstick_of(problem, inputs)
         return self._yardsticks[problem]

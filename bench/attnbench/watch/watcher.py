@@ -18,8 +18,9 @@ import torch
 from attnbench.device import synchronize
 from attnbench.execution import Execution
 from attnbench.failure import Failed
+from attnbench.level import signs_of
 from attnbench.watch import building, lingering, poison
-from attnbench.watch.contents import Signs, draw_signs, expect_noise
+from attnbench.watch.contents import Signs, expect_noise
 
 Results = Mapping[str, torch.Tensor]
 Verify = Callable[[Results], object]
@@ -266,7 +267,7 @@ class Watch:
 
     def _renew(self) -> None:
         """New contents in the same memory, whose truth follows from the old ones' truth."""
-        new = draw_signs(self._execution.problem, self._device, self._noise)
+        new = signs_of(self._execution.problem, self._device, self._noise)
         self._execution.change_signs(new.by_name)
         self._signs = new
         self._contents += 1
