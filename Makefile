@@ -2,7 +2,8 @@
 # make lint: ruff and mypy.   make gpu: everything, on a GPU box.   make help: this list.
 # make compile-check: compile every Triton kernel for every target; needs no GPU.
 # make compile-check-quick: the most telling cases of each kernel, in two minutes.
-# make instrument: prove on this machine what docs/instrument.md claims (ten quiet minutes).
+# make instrument, make families: show on this machine what docs/instrument.md and
+# docs/families.md claim (ten quiet minutes each).
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,10 +12,10 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format compile-check compile-check-quick instrument gpu clean
+.PHONY: help demo test test-slow lint format compile-check compile-check-quick instrument families gpu clean
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 demo: $(READY)
 	@echo "==> attnbench run quick: verify and measure, then render the page"
@@ -49,7 +50,11 @@ compile-check-quick: $(READY)
 
 instrument: $(READY)
 	@echo "==> false verdicts, overhead, agreement with other clocks; leave the machine alone"
-	@$(BIN)/python tests/instrument $(ARGS)
+	@$(BIN)/python tests/proofs instrument $(ARGS)
+
+families: $(READY)
+	@echo "==> what sparse and low-rank methods cost; leave the machine alone"
+	@$(BIN)/python tests/proofs families $(ARGS)
 
 gpu: $(READY)
 	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu needs an NVIDIA GPU that torch can see; torch.cuda.is_available() is False')"

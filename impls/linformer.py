@@ -33,6 +33,7 @@ class Linformer(Attention):
     """Linformer: keys and values mixed down to a learned few along the sequence."""
 
     kind = "approximate"
+    layout = "BSHD"  # all heads of a sequence are mixed by one product
     features = frozenset({"backward", "cross", "gqa", "head_dim_v", "scale"})
     masks = ("full",)
     dtypes = ("float64", "float32", "bfloat16", "float16")
@@ -104,20 +105,20 @@ class Mixed(nn.Module):
         self.mix_v_rN = self.mix_k_rN if shared else matrix()
 
     def forward(
-        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+        self, q_BMHD: torch.Tensor, k_BNGD: torch.Tensor, v_BNGE: torch.Tensor
     ) -> torch.Tensor:
-        """``(B, H, M, E)``."""
-        return F.scaled_dot_product_attention(
-            q_BHMD, _mixed(self.mix_k_rN, k_BGND), _mixed(self.mix_v_rN, v_BGNE),
+        """``(B, M, H, E)``."""
+        out_BHME = F.scaled_dot_product_attention(
+            q_BMHD.transpose(1, 2), _mixed(self.mix_k_rN, k_BNGD), _mixed(self.mix_v_rN, v_BNGE),
             scale=self.scale, enable_gqa=self.is_grouped,
         )  # fmt: skip
+        return out_BHME.transpose(1, 2)
 
 
-def _mixed(mix_rN: torch.Tensor, x_BGND: torch.Tensor) -> torch.Tensor:
-    """``(B, G, r, D)``; the matrix is not copied for every head."""
-    batch, heads, keys, dim = x_BGND.shape
-    x_bND = x_BGND.reshape(batch * heads, keys, dim)
-    return torch.unflatten(mix_rN.expand(batch * heads, -1, -1) @ x_bND, 0, (batch, heads))
+def _mixed(mix_rN: torch.Tensor, x_BNGD: torch.Tensor) -> torch.Tensor:
+    """``(B, G, r, D)``."""
+    mixed_BrC = mix_rN @ x_BNGD.flatten(2)
+    return mixed_BrC.unflatten(2, x_BNGD.shape[2:]).transpose(1, 2)
 
 
 def _begin(begin: str, rank: int, keys: int) -> torch.Tensor:

@@ -48,7 +48,7 @@ class Textbook:
         q_BHMD: torch.Tensor,
         k_BGND: torch.Tensor,
         v_BGNE: torch.Tensor,
-        learned_HMN: torch.Tensor | None = None,
+        given_HMN: torch.Tensor | None = None,
     ) -> torch.Tensor:
         p = self.problem
         group = p.heads_q // p.heads_kv
@@ -59,8 +59,8 @@ class Textbook:
             logits_BHMN = p.softcap * torch.tanh(logits_BHMN / p.softcap)
         if self.bias_HMN is not None:
             logits_BHMN = logits_BHMN + self.bias_HMN
-        if learned_HMN is not None:
-            logits_BHMN = logits_BHMN + learned_HMN
+        if given_HMN is not None:
+            logits_BHMN = logits_BHMN + given_HMN
         if self.hidden_MN is not None:
             logits_BHMN = logits_BHMN.masked_fill(self.hidden_MN, float("-inf"))
         weights_BHMN = logits_BHMN.softmax(dim=-1)

@@ -39,14 +39,14 @@ class Sdpa(Attention):
 
     def build(self, problem: Problem, device: torch.device) -> Call:
         keywords: dict[str, Any] = {
+            **self._mask(problem, device),
             "scale": problem.softmax_scale,
             "enable_gqa": problem.heads_q != problem.heads_kv,
         }
-        masked = {} if problem.bias else self._mask(problem, device)
-        hidden_MN = _added(problem, device) if problem.bias else None
+        hidden_MN = keywords.pop("attn_mask", None) if problem.bias else None
 
         def chosen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return F.scaled_dot_product_attention(q, k, v, **masked, **keywords)
+            return F.scaled_dot_product_attention(q, k, v, **keywords)
 
         def biased(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias_HMN: torch.Tensor
@@ -54,14 +54,14 @@ class Sdpa(Attention):
             mask_HMN = bias_HMN if hidden_MN is None else bias_HMN + hidden_MN
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_HMN[None], **keywords)
 
-        call: Call = biased if problem.bias else chosen
+        attend: Call = biased if problem.bias else chosen
         if self.backend is None:
-            return call
+            return attend
         backend = [self.backend]
 
-        def forced(*tensors: torch.Tensor) -> torch.Tensor:
+        def forced(*given: torch.Tensor) -> torch.Tensor:
             with sdpa_kernel(backend):
-                return call(*tensors)
+                return attend(*given)
 
         _probe(forced, problem, device)
         return forced
@@ -69,7 +69,8 @@ class Sdpa(Attention):
     def _mask(self, problem: Problem, device: torch.device) -> dict[str, Any]:
         """The mask in the form that keeps the most backends possible, made once."""
         lengths = (problem.seqlen_q, problem.seqlen_k)
-        is_causal = problem.mask.kind == "causal" and not problem.alibi
+        is_biased = problem.alibi or problem.bias
+        is_causal = problem.mask.kind == "causal" and not is_biased
         if problem.mask.kind == "full" and not problem.alibi:
             return {}
         if is_causal and problem.seqlen_q == problem.seqlen_k:
@@ -82,9 +83,10 @@ class Sdpa(Attention):
 
             return {"attn_mask": causal_lower_right(*lengths)}
         # Additive, because torch turns a boolean mask into this one in every call.
-        added = _added(problem, device)
-        assert added is not None
-        return {"attn_mask": added[None] if problem.alibi else added}
+        bias_MN = problem.mask.additive(*lengths, problem.torch_dtype, device)
+        if problem.alibi:
+            return {"attn_mask": (alibi_bias(problem, device) + bias_MN)[None]}
+        return {"attn_mask": bias_MN}
 
 
 @register("sdpa-math")
@@ -117,22 +119,14 @@ class SdpaCudnn(Sdpa):
     devices = ("cuda",)
 
 
-def _added(problem: Problem, device: torch.device) -> torch.Tensor | None:
-    """What is added to the logits beside a learned bias: mask and ALiBi; None if nothing is."""
-    if problem.mask.kind == "full" and not problem.alibi:
-        return None
-    lengths = (problem.seqlen_q, problem.seqlen_k)
-    bias_MN = problem.mask.additive(*lengths, problem.torch_dtype, device)
-    return alibi_bias(problem, device) + bias_MN if problem.alibi else bias_MN
-
-
 def _probe(call: Call, problem: Problem, device: torch.device) -> None:
     """Call it once; where torch refuses, raise Unsupported with torch's own reason."""
     inputs = make_inputs(problem, seed=0, device=device)
     wants_grad = problem.direction != "forward"
     given = list(inputs.qkv())
     if problem.bias:
-        given.append(given[0].new_zeros(problem.heads_q, problem.seqlen_q, problem.seqlen_k))
+        shape = (problem.heads_q, problem.seqlen_q, problem.seqlen_k)
+        given.append(torch.zeros(shape, dtype=problem.torch_dtype, device=device))
     for x in given:
         x.requires_grad_(wants_grad)
     with warnings.catch_warnings(record=True) as told:

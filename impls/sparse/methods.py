@@ -25,10 +25,9 @@ from attnbench import (
     register,
 )
 
-from .gather import Gathered
+from .exact import AnyMask
 
 _BACKENDS = ("gather", "flex", "triton")
-_BLOCK = 64  # queries of a tile of the backend ``gather``
 
 
 class Sparse(Attention):
@@ -70,18 +69,18 @@ class Sparse(Attention):
             raise Unsupported(f"option backend is one of {', '.join(_BACKENDS)}, not {backend}")
         if backend == "triton" and device.type == "cpu":
             raise Unsupported("backend triton needs a GPU")
-        if backend != "gather":
-            try:
-                implementation(backend).supports(solved, device)
-            except Unsupported as refusal:
-                raise Unsupported(f"backend {backend}: {refusal}") from refusal
+        try:
+            self._solver().supports(solved, device)
+        except Unsupported as refusal:
+            raise Unsupported(f"backend {backend}: {refusal}") from refusal
 
     def build(self, problem: Problem, device: torch.device) -> Callable[..., Any] | ForwardBackward:
-        solved, backend = self._solved(problem), str(self.options["backend"])
-        if backend != "gather":
-            return implementation(backend).build(solved, device)
-        attention = Gathered(solved, device, _BLOCK)
-        return ForwardBackward(attention.forward, attention.backward)
+        return self._solver().build(self._solved(problem), device)
+
+    def _solver(self) -> Attention:
+        """Who solves the mask; ``gather`` is of this source, whatever version of it is asked."""
+        backend = str(self.options["backend"])
+        return AnyMask() if backend == "gather" else implementation(backend)
 
 
 def _longest(problem: Problem) -> int:

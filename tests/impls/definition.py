@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnbench import Attention, Inputs, Problem, make_inputs
+from attnbench.execution import to_layout
 
 Definition = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 3e-2, "float16": 4e-3}
@@ -53,15 +54,16 @@ def counted(name: str, problem: Problem, **options: Any) -> tuple[int, int]:
 
     SDPA is taken apart, for FlopCounterMode does not see inside the CPU's fused kernel.
     """
-    built = implementation(name, **options).build(problem, CPU)
-    inputs = make_inputs(problem, 0)
+    method = implementation(name, **options)
+    built, inputs = method.build(problem, CPU), make_inputs(problem, 0)
+    *given, grad = (to_layout(x, method.layout) for x in (*inputs.qkv(), inputs.grad_out_BHME))
     with sdpa_kernel(SDPBackend.MATH):
         with torch.no_grad(), FlopCounterMode(display=False) as forward:
-            built(*inputs.qkv())
+            built(*given)
         # Of clones, which are no leaves: the counter refuses autograd.grad() to leaves.
-        qkv = [x.requires_grad_().clone() for x in inputs.qkv()]
+        qkv = [x.requires_grad_().clone() for x in given]
         with FlopCounterMode(display=False) as both:
-            torch.autograd.grad(built(*qkv), qkv, inputs.grad_out_BHME)
+            torch.autograd.grad(built(*qkv), qkv, grad)
     return forward.get_total_flops(), both.get_total_flops()
 
 

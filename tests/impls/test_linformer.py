@@ -66,7 +66,7 @@ def test_projections_are_parameters_that_learn_and_begin_by_torchs_seed() -> Non
     }  # fmt: skip
     assert torch.equal(first.mix_k_rN, second.mix_k_rN)
     assert not torch.equal(first.mix_k_rN, first.mix_v_rN)
-    q, k, v = (torch.randn(1, 2, 16, 8) for _ in range(3))
+    q, k, v = (torch.randn(1, 16, 2, 8) for _ in range(3))
     first(q, k, v).square().sum().backward()
     assert all(bool(x.grad.any()) for x in first.parameters())
     shared = implementation("linformer", rank=4, shared=True).build(p, CPU)
@@ -78,9 +78,9 @@ def test_projections_are_parameters_that_learn_and_begin_by_torchs_seed() -> Non
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("_mixed(self.mix_v_rN, v_BGNE)", "_mixed(self.mix_k_rN, v_BGNE)"),
+        ("_mixed(self.mix_v_rN, v_BNGE)", "_mixed(self.mix_k_rN, v_BNGE)"),
         ("scale=self.scale", "scale=None"),
-        ("mix_rN.expand(", "mix_rN.flip(1).expand("),
+        ("mix_rN @ x_BNGD", "mix_rN.flip(1) @ x_BNGD"),
     ],
 )
 def test_a_broken_one_is_found(before: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import peers
 import pytest
 import torch
 from shelf import CPU, assert_right, implementation, module_of, solve
@@ -229,16 +230,14 @@ def test_top_k_counts_every_logit_and_the_rest_for_kept_pairs() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_window_is_that_of_local_attention(causal: bool) -> None:
     """Its exact window of w reaches w keys back: one more than ours, which counts the query."""
-    peer = pytest.importorskip("local_attention").LocalAttention(
-        window_size=16, causal=causal, exact_windowsize=True, use_rotary_pos_emb=False
-    )
     problem = Problem.of(
         batch=2, heads=3, seqlen=96, head_dim=8, mask="causal" if causal else "full",
         direction="both",
     )  # fmt: skip
     execution, inputs = solve("window", problem, window=17)
+    peer = peers.of_local(16)(execution.built, problem)
     q, k, v = (x.clone().requires_grad_() for x in inputs.qkv())
-    out = peer(q, k, v)
+    out = peer.call(q, k, v)
     theirs = (out, *torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME))
     for ours, other in zip(execution.results().values(), theirs, strict=True):
         torch.testing.assert_close(ours, other.detach(), rtol=1e-4, atol=1e-5)

@@ -54,13 +54,12 @@ class Shape(NamedTuple):
     softcap: float | None
     alibi: bool
     decode: bool
-    biased: bool  # a learned bias is given as a fourth tensor
+    bias: bool  # a learned one, given as a fourth tensor
 
     def problem(self, direction: Direction) -> Problem:
         """The attention problem of this shape."""
         fields = self._asdict()
-        del fields["biased"]
-        fields["dtype"] = str(self.dtype)
+        fields["dtype"] = str(self.dtype).removeprefix("torch.")
         if self.scale is not None and abs(self.scale * self.head_dim**0.5 - 1) < 1e-6:
             fields["scale"] = None  # the usual one: nothing to ask of an implementation
         return Problem.of(**fields, direction=direction)
@@ -106,8 +105,7 @@ class Builds:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.autocast(self.device.type, enabled=False):
             torch.manual_seed(self.seed + self._drawn)
-            build = self.attention.build_biased if shape.biased else self.attention.build
-            built = build(problem, self.device)
+            built = self.attention.build(problem, self.device)
         if problem not in self.problems:
             self.problems.append(problem)
             self._tell(problem)
@@ -166,11 +164,11 @@ class Attends(nn.Module):
             dtype = torch.get_autocast_dtype(q_BHMD.device.type)
         tensors = [x.to(dtype) for x in (q_BHMD, k_BGND, v_BGNE)]
         shape = Shape(
-            *q_BHMD.shape[:2], k_BGND.shape[1], q_BHMD.shape[2], k_BGND.shape[2],
+            q_BHMD.shape[0], q_BHMD.shape[1], k_BGND.shape[1], q_BHMD.shape[2], k_BGND.shape[2],
             q_BHMD.shape[3], v_BGNE.shape[3], dtype, mask, scale, dropout_p, softcap,
             alibi, decode, bias_HMN is not None,
         )  # fmt: skip
-        given = [_to_layout(x, self.layout) for x in tensors]
+        given = [_to_layout(x, self.layout, is_cache=decode) for x in tensors]
         if bias_HMN is not None:
             given.append(bias_HMN.to(dtype).contiguous())
         call = self._calls.get(shape)
@@ -218,7 +216,7 @@ class Attends(nn.Module):
 def _callable(built: Any) -> Call:
     """A differentiable function of what was built."""
     if isinstance(built, ForwardBackward):
-        return lambda *tensors: _Own.apply(built, *tensors)  # type: ignore[no-any-return]
+        return lambda *tensors: _Own.apply(built, *tensors)  # type: ignore[no-untyped-call]
     if isinstance(built, nn.Module) and any(True for _ in built.parameters()):
 
         def learned(*tensors: torch.Tensor) -> torch.Tensor:
@@ -257,7 +255,7 @@ class _Own(torch.autograd.Function):
         return out  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
         leaves = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
@@ -268,30 +266,35 @@ class _Own(torch.autograd.Function):
             return None, *ctx.built.backward(saved, grad_out)
 
 
-def _to_layout(x_BHSD: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _to_layout(x_BHSD: torch.Tensor, layout: Layout, *, is_cache: bool) -> torch.Tensor:
     """A view in the layout, copied only where the layout promises other strides.
 
     Models hold ``(batch, seqlen, heads, dim)`` in memory. BHSD is given as the view it is;
-    BSHD and packed are contiguous, which costs nothing where the model's own are.
+    BSHD and packed are contiguous, which costs nothing where the model's own are. A cache
+    stays a view of a longer one, as a problem with ``decode`` has it.
     """
     if layout == "BHSD":
         return x_BHSD
-    x_BSHD = x_BHSD.transpose(1, 2).contiguous()
-    return x_BSHD if layout == "BSHD" else x_BSHD.flatten(0, 1)
+    x_BSHD = x_BHSD.transpose(1, 2)
+    if layout == "BSHD":
+        return x_BSHD if is_cache else x_BSHD.contiguous()
+    return x_BSHD.flatten(0, 1).contiguous()
 
 
 def prepare(
     model: nn.Module,
     builds: Builds,
-    inputs: Mapping[str, torch.Tensor],
+    part: Mapping[str, torch.Tensor],
+    whole: Mapping[str, torch.Tensor],
     autocast: torch.dtype | None = None,
 ) -> None:
-    """Build attention at every place of a model: a forward as in training, one as in evaluation.
+    """Build attention at every place of a model, for every shape of a run.
 
     Args:
         model: with :class:`Attends` at its places, or places that make one when first called.
         builds: of the model; sealed afterwards.
-        inputs: of one part of a step, on the model's device.
+        part: inputs as in training: of one part of a step, on the model's device.
+        whole: inputs as in evaluation.
         autocast: the dtype that training will run in, if any.
 
     Raises:
@@ -304,7 +307,7 @@ def prepare(
         torch.no_grad(),
         torch.autocast(builds.device.type, autocast, enabled=autocast is not None),
     ):
-        for is_training in (True, False):
+        for is_training, inputs in ((True, part), (False, whole)):
             model.train(is_training)
             model(**inputs)
     model.train(was_training)

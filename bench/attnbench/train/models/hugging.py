@@ -17,6 +17,7 @@ from torch import nn
 from attnbench.errors import UserError
 from attnbench.train.models.parts import Parts, find
 from attnbench.train.models.presets import Family, Preset
+from attnbench.train.roles import ImageShape
 from attnbench.train.workload import Objective
 
 Outputs = dict[str, torch.Tensor]
@@ -34,7 +35,8 @@ class Wanted:
         vocab: rows of the embedding.
         classes: of ``label``; 0 without one.
         length: the longest sequence of tokens.
-        image: (channels, height, width); zeros without images.
+        sentences: whether tokens say which of two sentences they are of.
+        image: of pictures; None without them.
         dropout: of residual branches and attention weights. Llama has none of the former.
         attention: transformers' name of the implementation.
     """
@@ -43,7 +45,8 @@ class Wanted:
     vocab: int
     classes: int
     length: int
-    image: tuple[int, int, int]
+    sentences: bool
+    image: ImageShape | None
     dropout: float
     attention: str
 
@@ -70,7 +73,16 @@ class Hugging(nn.Module):
 
     def checkpoint(self) -> None:
         """Recompute the activations of each layer in the backward."""
-        self.body.gradient_checkpointing_enable({"use_reentrant": False})
+        from transformers import PreTrainedModel
+
+        for model in self.body.modules():
+            if isinstance(model, PreTrainedModel):
+                known: Any = model
+                enable = getattr(known, "activation_checkpointing_enable", None)
+                (enable or known.gradient_checkpointing_enable)({"use_reentrant": False})
+                # It also made embeddings ask for gradients, which would run the whole
+                # backward of a body that is frozen.
+                known.disable_input_require_grads()
 
 
 class WithHead(nn.Module):
@@ -85,10 +97,6 @@ class WithHead(nn.Module):
         """``(B, classes)``."""
         last_BC = self.decoder(**inputs).last_hidden_state[:, -1]
         return self.head(last_BC)  # type: ignore[no-any-return]
-
-    def gradient_checkpointing_enable(self, keywords: dict[str, Any]) -> None:
-        """As models of transformers have it."""
-        self.decoder.gradient_checkpointing_enable(keywords)
 
 
 class ImageAndText(nn.Module):
@@ -107,11 +115,6 @@ class ImageAndText(nn.Module):
         image_BTC = self.image(pixel_values=pixel_values).last_hidden_state
         text_BTC = self.text(**text).last_hidden_state
         return self.left(image_BTC.mean(dim=1)), self.right(text_BTC.mean(dim=1))
-
-    def gradient_checkpointing_enable(self, keywords: dict[str, Any]) -> None:
-        """As models of transformers have it."""
-        self.image.gradient_checkpointing_enable(keywords)
-        self.text.gradient_checkpointing_enable(keywords)
 
 
 def build_hugging(preset: Preset, wanted: Wanted) -> Hugging:
@@ -229,18 +232,13 @@ def _bart(preset: Preset, wanted: Wanted) -> Hugging:
 def _vit_config(preset: Preset, wanted: Wanted) -> Any:
     from transformers import ViTConfig
 
-    channels, height, width = wanted.image
-    if not channels:
-        raise UserError("a vision model needs a task with images (pixel_values)")
-    if height % preset.patch or width % preset.patch:
-        raise UserError(
-            f"images of {height} × {width} cannot be cut into patches of {preset.patch} × "
-            f"{preset.patch}"
-        )
+    if wanted.image is None:
+        raise UserError("a vision model needs a task with pictures (pixel_values)")
     return ViTConfig(
         num_hidden_layers=preset.layers, num_attention_heads=preset.heads,
-        hidden_size=preset.d_model, intermediate_size=preset.d_ff, image_size=(height, width),
-        patch_size=preset.patch, num_channels=channels, num_labels=max(wanted.classes, 1),
+        hidden_size=preset.d_model, intermediate_size=preset.d_ff, image_size=wanted.image.size,
+        patch_size=wanted.image.patch, num_channels=wanted.image.channels,
+        num_labels=max(wanted.classes, 1),
         hidden_dropout_prob=wanted.dropout, attention_probs_dropout_prob=wanted.dropout,
         attn_implementation=wanted.attention,
     )  # fmt: skip

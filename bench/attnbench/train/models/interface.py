@@ -1,9 +1,13 @@
 """Plugins inside Hugging Face models: the function and the mask that transformers calls.
 
-Each implementation is registered as ``attnbench.NAME``, as attention and as mask: without a
-mask of its own name transformers would hand none on, and padding would be ignored. The mask
-is that of SDPA: None where a model attends fully or causally, else a boolean tensor, which
-is read back as full, causal or a window, or refused: no plugin takes any other.
+All are registered under one name, ``attnbench``, as attention and as mask: without a mask of
+that name transformers would hand none on, and padding would be ignored. Which implementation
+it is, the place knows (:class:`~attnbench.train.models.bridge.Attends`); its name never comes
+near transformers, which takes one with "flash" in it for a kernel of its own and one with "/"
+for a kernel on its hub.
+
+The mask is that of SDPA: None where a model attends fully or causally, else a boolean tensor,
+which is read back as full, causal or a window, or refused: no plugin takes any other.
 
 Models that bypass the interface (BigBird, Longformer, LED, Reformer, Nystromformer) cannot
 be had this way; :func:`attach` refuses them, for nothing of theirs would ever be called.
@@ -29,7 +33,7 @@ from attnbench.errors import UserError
 from attnbench.masks import Causal, Full, Window
 from attnbench.train.models.bridge import Attends, Builds, prepare
 
-PREFIX = "attnbench."
+NAME = "attnbench"
 _PLACE = "attends"  # submodule of a transformers attention module
 _REFUSED = {
     "s_aux": "attention sinks",
@@ -37,30 +41,24 @@ _REFUSED = {
     "cu_seq_lens_q": "packed sequences",
     "cu_seq_lens_k": "packed sequences",
     "cache": "a paged cache",
-    "output_attentions": "the attention weights; the implementation 'eager' of transformers has them",
+    "output_attentions": "the attention weights (those of transformers' 'eager' can be had)",
 }  # fmt: skip
 
 _attaching: ContextVar[Builds | None] = ContextVar("attaching", default=None)
 
 
-def register(name: str) -> str:
-    """Make an implementation known to transformers; what to give as attn_implementation.
-
-    Raises:
-        UserError: the name holds a "/", by which transformers would look for a kernel on its
-            hub.
-    """
-    if "/" in name:
-        raise UserError(f"an implementation in a model must have no '/' in its name, got {name!r}")
-    AttentionInterface.register(PREFIX + name, attend)
-    AttentionMaskInterface.register(PREFIX + name, sdpa_mask)
-    return PREFIX + name
+def register() -> str:
+    """Make plugins known to transformers; what to give as attn_implementation."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
 
 
 def attach(
     model: nn.Module,
     builds: Builds,
-    inputs: Mapping[str, torch.Tensor],
+    part: Mapping[str, torch.Tensor],
+    whole: Mapping[str, torch.Tensor],
     autocast: torch.dtype | None = None,
 ) -> None:
     """Give each attention module of a model a place of its own, and build what it needs.
@@ -72,14 +70,14 @@ def attach(
         UserError: nothing in the model calls the attention interface.
         Unsupported: the implementation cannot do what the model needs.
     """
-    with _making_places(builds):
-        prepare(model, builds, inputs, autocast)
+    with making_places(builds):
+        prepare(model, builds, part, whole, autocast)
     if not places(model):
         raise UserError(f"{type(model).__name__} bypasses the attention interface of transformers")
 
 
 @contextmanager
-def _making_places(builds: Builds) -> Iterator[None]:
+def making_places(builds: Builds) -> Iterator[None]:
     """Inside, attention modules that are called get a place."""
     token = _attaching.set(builds)
     try:
@@ -132,17 +130,20 @@ def attend(
             raise Unsupported(f"plugins do not give or take {words}")
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
+    place = getattr(module, _PLACE, None) or _make_place(module, position_bias)
     queries, keys = query.shape[2], key.shape[2]
     if attention_mask is not None:
         mask = _read(attention_mask, queries, keys, sliding_window)
-    elif not is_causal or queries == 1:  # one query, of a cache's step, sees every key
+    elif not is_causal:
         mask = "full"
+    elif queries == 1:  # a step on a cache: the last query sees every key
+        # Methods with a pattern of their own must still know that it is a causal one.
+        mask = "full" if place.builds.attention.kind == "exact" else "causal"
     else:
         mask = "causal"
         if keys > queries:  # an empty static cache: keys lie at its beginning
             key, value = key[:, :, :queries], value[:, :, :queries]
             position_bias = None if position_bias is None else position_bias[..., :queries]
-    place = getattr(module, _PLACE, None) or _make_place(module, position_bias)
     out_BHME = place(
         query, key, value, mask=mask, scale=scaling, dropout_p=dropout, softcap=softcap,
         decode=queries < key.shape[2] and place.builds.direction == "forward",

@@ -39,7 +39,6 @@ class Preset:
         layers: of each stack; an encoder-decoder and a pair have two.
         heads, heads_kv, d_model, d_ff: heads_kv is heads but where keys are shared (GQA).
         vocab: published size of the vocabulary; 0 takes the task's.
-        patch: side of a vision model's patch, in pixels.
         tied: whether the last projection is the embedding.
         position, activation, norm: of the own model; others have what their paper has.
     """
@@ -51,7 +50,6 @@ class Preset:
     d_model: int = 64
     d_ff: int = 256
     vocab: int = 0
-    patch: int = 4
     tied: bool = True
     position: Position = "rope"
     activation: Activation = "gelu"
@@ -77,7 +75,7 @@ PRESETS: Mapping[str, Preset] = {
     "bart-tiny": Preset("bart"),
     "bart-base": Preset("bart", 6, 12, 12, 768, 3072, vocab=50265),
     "vit-tiny": Preset("vit"),
-    "vit-base": Preset("vit", 12, 12, 12, 768, 3072, patch=16),
+    "vit-base": Preset("vit", 12, 12, 12, 768, 3072),
     "pair-tiny": Preset("pair"),  # ViT and BERT
 }
 

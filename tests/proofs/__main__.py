@@ -1,8 +1,9 @@
-"""Proves the instrument on this machine: ``python tests/instrument``, ``make instrument``.
+"""Shows on this machine what the documentation claims: ``python tests/proofs BOOK``.
 
-Prints a table of every claim with what was measured, and writes it as JSON. On a quiet
-2-core machine all of it takes about ten minutes. Leave the machine alone meanwhile: the
-load is printed beside the result.
+A book is a page of ``docs/`` with its proofs: ``instrument`` (what the instrument says about
+itself), ``families`` (what sparse and low-rank methods cost). Prints a table of every claim with
+what was measured, and writes it as JSON. On a quiet 2-core machine each takes about ten minutes.
+Leave the machine alone meanwhile: the load is printed beside the result.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from pathlib import Path
 
 import agreement
 import false_verdicts
+import growth
 import overhead
+import rivals
 from proof import Machine, Proof, load_now, markdown, to_json, write_between_marks
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +29,13 @@ from attnbench.errors import UserError
 from attnbench.session import open_session
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "instrument.md"
-RESULT = ROOT / "reports" / "out" / "instrument.json"
-PROOFS = ("false_verdicts", "overhead", "agreement_cpu", "agreement_cuda")
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "reports" / "out"
+BOOKS = {
+    "instrument": ("false_verdicts", "overhead", "agreement_cpu", "agreement_cuda"),
+    "families": ("growth", "rivals"),
+}
+"""The proofs of each page of docs/."""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -36,10 +43,11 @@ def main(words: list[str] | None = None) -> int:
     arguments = _parse(words)
     try:
         machine, proofs = run(arguments)
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(to_json(machine, proofs), encoding="utf-8")
+        path = arguments.json or RESULTS / f"{arguments.book}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(to_json(machine, proofs), encoding="utf-8")
         if arguments.write_docs:
-            write_between_marks(PAGE, markdown(machine, proofs))
+            write_between_marks(DOCS / f"{arguments.book}.md", markdown(machine, proofs))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,7 +58,7 @@ def main(words: list[str] | None = None) -> int:
             console.print(f"{proof.title}: not shown here: {proof.skipped}", soft_wrap=True)
         else:
             console.print(table(proof))
-    console.print(f"Results: {arguments.json}", soft_wrap=True)
+    console.print(f"Results: {path}", soft_wrap=True)
     return 0 if all(proof.is_kept for proof in proofs) else 1
 
 
@@ -60,19 +68,23 @@ def run(arguments: argparse.Namespace) -> tuple[Machine, list[Proof]]:
     Raises:
         UserError: the device is held by another attnbench, or a point cannot be measured.
     """
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="attnbench-instrument-"))
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="attnbench-proofs-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"Records in {folder}; --folder {folder} goes on from there.", flush=True)
     with open_session(folder, "cpu", [false_verdicts.IMPLS]) as session:
-        known: dict[str, Callable[[], Proof]] = {
-            "false_verdicts": lambda: false_verdicts.prove(
-                session, folder, false_verdicts.Plan(arguments.trials, arguments.processes)
-            ),
-            "overhead": lambda: overhead.prove(session, folder),
-            "agreement_cpu": lambda: agreement.prove_cpu(arguments.rounds),
-            "agreement_cuda": lambda: agreement.prove_cuda(folder, arguments.rounds),
+        known: dict[str, Callable[[], list[Proof]]] = {
+            "false_verdicts": lambda: [
+                false_verdicts.prove(
+                    session, folder, false_verdicts.Plan(arguments.trials, arguments.processes)
+                )
+            ],
+            "overhead": lambda: [overhead.prove(session, folder)],
+            "agreement_cpu": lambda: [agreement.prove_cpu(arguments.rounds)],
+            "agreement_cuda": lambda: [agreement.prove_cuda(folder, arguments.rounds)],
+            "growth": growth.prove,
+            "rivals": rivals.prove,
         }
-        wanted = arguments.proofs or PROOFS
+        wanted = arguments.proofs or BOOKS[arguments.book]
         return Machine.of(session.environment), list(_each([known[name] for name in wanted]))
 
 
@@ -89,29 +101,33 @@ def table(proof: Proof) -> Table:
     return made
 
 
-def _each(proofs: list[Callable[[], Proof]]) -> Iterator[Proof]:
-    for prove in proofs:
+def _each(programs: list[Callable[[], list[Proof]]]) -> Iterator[Proof]:
+    for prove in programs:
         start, load = time.perf_counter(), load_now()
-        proof = prove()
-        seconds = time.perf_counter() - start
-        yield dataclasses.replace(proof, load=(load, load_now()), seconds=seconds)
+        proofs = prove()
+        seconds, loads = time.perf_counter() - start, (load, load_now())
+        for proof in proofs:
+            yield dataclasses.replace(proof, load=loads, seconds=seconds)
 
 
 def _parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="tests/instrument", description=__doc__.splitlines()[0] if __doc__ else None
+        prog="tests/proofs", description=__doc__.splitlines()[0] if __doc__ else None
     )
-    parser.add_argument("proofs", nargs="*", metavar="PROOF", help=f"{', '.join(PROOFS)}; all")
+    parser.add_argument("book", metavar="BOOK", choices=BOOKS, help=", ".join(BOOKS))
+    parser.add_argument("proofs", nargs="*", metavar="PROOF", help="of the book; default: all")
     parser.add_argument("--trials", type=_count, default=8, help="of each design (8)")
     parser.add_argument("--processes", type=_count, default=3, help="of each side (3)")
     parser.add_argument("--rounds", type=_count, default=agreement.ROUNDS, help="of agreement")
     parser.add_argument("--folder", type=Path, help="records; what it holds is not measured again")
-    parser.add_argument("--json", type=Path, default=RESULT, help=f"results ({RESULT})")
-    parser.add_argument("--write-docs", action="store_true", help=f"put the result into {PAGE}")
+    parser.add_argument("--json", type=Path, help=f"results ({RESULTS}/BOOK.json)")
+    parser.add_argument(
+        "--write-docs", action="store_true", help="put the result into docs/BOOK.md"
+    )
     arguments = parser.parse_args(words)
     for name in arguments.proofs:
-        if name not in PROOFS:
-            parser.error(f"no proof {name!r}; allowed: {', '.join(PROOFS)}")
+        if name not in (known := BOOKS[arguments.book]):
+            parser.error(f"no proof {name!r} in {arguments.book}; allowed: {', '.join(known)}")
     if arguments.write_docs and arguments.proofs:
         parser.error("--write-docs replaces the whole result: name no proofs with it")
     return arguments

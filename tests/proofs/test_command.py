@@ -18,14 +18,15 @@ MACHINE = Machine("Imaginary Processor, 2 cores", 2, "0.1.0", "2.13.0", "3.11.7"
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     path = Path(__file__).parent / "__main__.py"
-    spec = importlib.util.spec_from_file_location("instrument_command", path)
+    spec = importlib.util.spec_from_file_location("proofs_command", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = tmp_path / "instrument.md"
-    page.write_text(module.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setattr(module, "PAGE", page)
+    for book in module.BOOKS:
+        page = tmp_path / f"{book}.md"
+        page.write_text((module.DOCS / page.name).read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(module, "DOCS", tmp_path)
     return module
 
 
@@ -49,7 +50,7 @@ def test_the_exit_code_tells_whether_every_bound_is_kept(
 ) -> None:
     finds(command, monkeypatch, is_kept)
     result = tmp_path / "new" / "result.json"
-    assert command.main(["--json", str(result)]) == code
+    assert command.main(["instrument", "--json", str(result)]) == code
     assert json.loads(result.read_text())["proofs"][0]["rows"][0]["is_kept"] is is_kept
     printed = capsys.readouterr().out
     assert ("NOT KEPT" in printed) is not is_kept
@@ -60,11 +61,11 @@ def test_only_on_request_is_the_page_written(
     command: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     finds(command, monkeypatch, True)
-    before = command.PAGE.read_text(encoding="utf-8")
-    command.main(["--json", str(tmp_path / "result.json")])
-    assert command.PAGE.read_text(encoding="utf-8") == before
-    command.main(["--json", str(tmp_path / "result.json"), "--write-docs"])
-    after = command.PAGE.read_text(encoding="utf-8")
+    before = (command.DOCS / "instrument.md").read_text(encoding="utf-8")
+    command.main(["instrument", "--json", str(tmp_path / "result.json")])
+    assert (command.DOCS / "instrument.md").read_text(encoding="utf-8") == before
+    command.main(["instrument", "--json", str(tmp_path / "result.json"), "--write-docs"])
+    after = (command.DOCS / "instrument.md").read_text(encoding="utf-8")
     assert after.partition(BEGIN)[0] == before.partition(BEGIN)[0]
     assert "| share | 70 % | ≥ 70 % | kept |" in after.partition(BEGIN)[2].partition(END)[0]
 
@@ -79,7 +80,7 @@ def test_what_cannot_be_measured_is_one_line(
         raise UserError("device cpu is being measured by another attnbench")
 
     monkeypatch.setattr(command, "run", run)
-    assert command.main(["--json", str(tmp_path / "result.json")]) == 2
+    assert command.main(["instrument", "--json", str(tmp_path / "result.json")]) == 2
     assert capsys.readouterr().err == "error: device cpu is being measured by another attnbench\n"
     assert not (tmp_path / "result.json").exists()
 
@@ -87,10 +88,12 @@ def test_what_cannot_be_measured_is_one_line(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["overhed"], "no proof 'overhed'; allowed: false_verdicts, overhead"),
-        (["overhead", "--write-docs"], "replaces the whole result: name no proofs with it"),
-        (["--trials", "0"], "must be a whole number from 1, got '0'"),
-        (["--processes", "-1"], "must be a whole number from 1, got '-1'"),
+        (["instrumnt"], "argument BOOK: invalid choice: 'instrumnt'"),
+        (["instrument", "overhed"], "no proof 'overhed' in instrument; allowed: false_verdicts, "),
+        (["families", "overhead"], "no proof 'overhead' in families; allowed: growth, rivals"),
+        (["instrument", "overhead", "--write-docs"], "whole result: name no proofs with it"),
+        (["instrument", "--trials", "0"], "must be a whole number from 1, got '0'"),
+        (["instrument", "--processes", "-1"], "must be a whole number from 1, got '-1'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
@@ -102,5 +105,6 @@ def test_what_cannot_be_meant_is_refused(
     assert says in capsys.readouterr().err
 
 
-def test_the_page_has_a_place_for_the_result(command: types.ModuleType) -> None:
-    write_between_marks(command.PAGE, "result")
+def test_every_page_has_a_place_for_its_result(command: types.ModuleType) -> None:
+    for book in command.BOOKS:
+        write_between_marks(command.DOCS / f"{book}.md", "result")

@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of their imports: nothing that we could change
     import performer_pytorch.performer_pytorch as performer
     from linformer import LinformerSelfAttention
+    from local_attention import LocalAttention
     from nystrom_attention import NystromAttention
 
 
@@ -93,3 +94,19 @@ def of_nystrom(built: Any, problem: Problem) -> Peer:
         return attention(q)  # type: ignore[no-any-return]
 
     return Peer(call, is_flat=True)
+
+
+def of_local(window: int) -> Callable[[Any, Problem], Peer]:
+    """local-attention's exact window; w reaches w keys back, one more than ours, which counts
+    the query itself."""
+
+    def of(built: Any, problem: Problem) -> Peer:
+        attention = LocalAttention(
+            window_size=window,
+            causal=problem.mask.is_causal,
+            exact_windowsize=True,
+            use_rotary_pos_emb=False,
+        )
+        return Peer(attention, is_flat=False)
+
+    return of
