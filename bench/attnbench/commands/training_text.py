@@ -49,4 +49,4 @@ def _parity(parity: Parity) -> str:
         return "the loss is not finite"
     if parity.ok is None:
         return f"approximate: {parity.max_deviation:.3g} from {parity.reference}"
-    return f"{'ok' if parity.ok else 'NO'}: {parity.ratio:.2g} of what rounding may do"
+    return f"{'ok' if parity.ok else 'NO'}: {parity.ratio:.2g} × bound"

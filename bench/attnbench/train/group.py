@@ -124,8 +124,9 @@ class TrainGroup(Turns[Learner]):
         workload = self._sized(key, told)
         learner = Learner(key, told, attention, self._trainer(workload, attention), workload)
         task = make_task(workload, self.seed)
-        with torch.no_grad():
-            learner.trainer.outputs(learner.trainer.move(task.batch(0)))  # it builds by the latest
+        piece = learner.trainer.put(task.batch(0))[0]
+        for training in (True, False):  # by now at the latest it builds what it needs
+            learner.trainer.outputs(piece.batch, training=training)
         if self._truth is not None:
             self._step(key, "verify")
             learner.accuracy = verify_attention(

@@ -128,10 +128,10 @@ class Trainer:
         return total
 
     @torch.no_grad()
-    def outputs(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """What the model says to a batch on the device, in its evaluation mode."""
+    def outputs(self, batch: Batch, *, training: bool = False) -> Mapping[str, torch.Tensor]:
+        """What the model says to a batch on the device; with dropout only if ``training``."""
         was_training = self.model.training
-        self.model.eval()
+        self.model.train(training)
         try:
             with self._context:
                 found: Mapping[str, torch.Tensor] = self.model(**batch.inputs)

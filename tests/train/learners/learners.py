@@ -1,0 +1,124 @@
+"""Attention that goes wrong where models learn, each in its own way, and some that does not."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention as attend
+
+from attnbench import Attention, ForwardBackward, register
+
+
+def _causal(problem):
+    return problem.mask.kind == "causal"
+
+
+@register("fair")
+def fair(q, k, v, problem):
+    """Exact, in another order of summation than the textbook."""
+    return attend(q, k, v, is_causal=_causal(problem))
+
+
+@register("leaks")
+def leaks(q, k, v, problem):
+    """Looks at the future: learns faster than is possible."""
+    return attend(q, k, v)
+
+
+@register("off-scale")
+def off_scale(q, k, v, problem):
+    """Logits one per cent too large."""
+    return attend(q * 1.01, k, v, is_causal=_causal(problem))
+
+
+@register("keyless")
+def keyless(q, k, v, problem):
+    """Gives keys no gradient."""
+    return attend(q, k.detach(), v, is_causal=_causal(problem))
+
+
+class _Undropped:
+    def __init__(self, problem):
+        self.problem = problem
+
+    def __call__(self, q, k, v):
+        return attend(q, k, v, is_causal=_causal(self.problem))
+
+    def keep_mask(self):
+        p = self.problem
+        shape = (p.batch, p.heads_q, p.seqlen_q, p.seqlen_k)
+        return torch.rand(shape) >= p.dropout_p
+
+
+@register("undropped")
+class Undropped(Attention):
+    """Says that it drops weights, and drops none."""
+
+    features = Attention.features | {"dropout"}
+
+    def build(self, problem, device):
+        return _Undropped(problem)
+
+
+class _After:
+    """Attention that does something after some calls."""
+
+    def __init__(self, problem, calls, then):
+        self.problem, self.left, self.then = problem, calls, then
+
+    def __call__(self, q, k, v):
+        self.left -= 1
+        if self.left < 0:
+            self.then()
+        return attend(q, k, v, is_causal=_causal(self.problem))
+
+
+@register("dies")
+class Dies(Attention):
+    """Takes its process along in the middle of learning."""
+
+    def build(self, problem, device):
+        return _After(problem, 12, lambda: os._exit(3))
+
+
+@register("raises")
+class Raises(Attention):
+    """Raises in the middle of learning."""
+
+    def build(self, problem, device):
+        return _After(problem, 12, self.give_up)
+
+    def give_up(self):
+        raise ArithmeticError("cannot go on")
+
+
+@register("greedy")
+class Greedy(Attention):
+    """Runs out of memory with more than eight sequences."""
+
+    def build(self, problem, device):
+        if problem.batch > 8:
+            raise MemoryError(f"{problem.batch} sequences")
+        return lambda q, k, v: attend(q, k, v, is_causal=_causal(problem))
+
+
+def _forward(q, k, v):
+    with torch.no_grad():
+        return attend(q, k, v, is_causal=True), (q, k, v)
+
+
+def _backward(saved, grad_out):
+    with torch.enable_grad():
+        q, k, v = (x.detach().requires_grad_() for x in saved)
+        return torch.autograd.grad(attend(q, k, v, is_causal=True), (q, k, v), grad_out)
+
+
+@register("own-backward")
+class OwnBackward(Attention):
+    """Exact, with a backward of its own; causal only."""
+
+    masks = ("causal",)
+
+    def build(self, problem, device):
+        return ForwardBackward(_forward, _backward)
