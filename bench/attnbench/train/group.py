@@ -261,18 +261,11 @@ class TrainGroup(Turns[Learner]):
     ) -> tuple[Breakdown, ModelFlops]:
         """Breakdown; and FLOPs, of a model built to count: eager, each attention noted."""
         plain = learner.workload.replace(compile=False, checkpointing=False)
-        calls: list[Any] = []
-
-        def note(problem: Any, run: Callable[[], Any]) -> Any:
-            calls.append(problem)
-            return run()
-
-        counting = self._trainer(plain, attentions.around(registry.make(learner.told), note))
-        with flops.counted(counting.model) as products:
-            counting.forward(pieces[0])
-        parts = learner.workload.accumulation
-        counts = flops.model_flops(products.flops, calls, learner.attention, parts=parts)
-        del counting
+        counts = flops.count_step(
+            registry.make(learner.told),
+            lambda attention: self._trainer(plain, attention),
+            make_task(plain, self.seed).batch(0),
+        )
         return anatomy.break_down(learner.trainer, pieces), counts
 
     def _trainer(self, workload: Workload, attention: Attention) -> Trainer:
