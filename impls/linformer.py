@@ -118,7 +118,7 @@ class Mixed(nn.Module):
 def _mixed(mix_rN: torch.Tensor, x_BNGD: torch.Tensor) -> torch.Tensor:
     """``(B, G, r, D)``."""
     mixed_BrC = mix_rN @ x_BNGD.flatten(2)
-    return mixed_BrC.unflatten(2, x_BNGD.shape[2:]).transpose(1, 2)
+    return torch.unflatten(mixed_BrC, 2, x_BNGD.shape[2:]).transpose(1, 2)
 
 
 def _begin(begin: str, rank: int, keys: int) -> torch.Tensor:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "list": "show implementations, suites or reports, and what can run here",
     "report": "render records as an HTML page, a Markdown summary and figures",
     "profile": "show where time and memory of one implementation go",
+    "picture": "draw the weights that methods really use, as heat maps",
     "doctor": "show the environment and what is missing",
     "compile-check": "compile Triton kernels for GPUs that are not here, and check what comes out",
     "compare": "what got faster, slower or worse from run to run; 0 no regression, 1 regression",
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     _where(made["list"])
     _report_arguments(made["report"])
     _profile_arguments(made["profile"])
+    _picture_arguments(made["picture"])
     _doctor_arguments(made["doctor"])
     _compile_check_arguments(made["compile-check"])
     _compare_arguments(made["compare"])
@@ -220,6 +222,43 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ncu", action="store_true", help="also run Nsight Compute (CUDA)")
     parser.add_argument("--timeout", type=_seconds, default=300.0, metavar="S",
                         help="longest single step, in seconds")  # fmt: skip
+
+
+def _picture_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("impls", nargs="+", metavar="IMPL",
+                        help="names or globs; NAME:key=value sets options")  # fmt: skip
+    _where(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="a key of the problem, as in a suite's grid: seqlen=64, "
+                             "mask=causal, inputs=needle")  # fmt: skip
+    parser.add_argument("--tensors", type=Path, metavar="FILE",
+                        help="q, k (and v) of a model's layer, (batch, heads, seqlen, head_dim): "
+                             ".npz, .pt or .safetensors")  # fmt: skip
+    heads = parser.add_mutually_exclusive_group()
+    heads.add_argument("--heads", type=_count, metavar="N",
+                       help="the first N heads (default: 1)")  # fmt: skip
+    heads.add_argument("--head", type=_number, action="append", default=[], metavar="I",
+                       help="the head with this number, from 0; may be repeated")  # fmt: skip
+    parser.add_argument("--scale", choices=["log", "linear"], default="log",
+                        help="of the colours (default: log)")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="default: PROJECT/results/MACHINE/pictures/NAME")  # fmt: skip
+    parser.add_argument("--timeout", type=_seconds, default=300.0, metavar="S",
+                        help="longest single method, in seconds")  # fmt: skip
+
+
+def _number(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:

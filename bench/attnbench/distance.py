@@ -25,9 +25,8 @@ from attnbench.verify import Yardstick
 
 _ROWS = 64  # of each head, whose weights are looked at
 _MOST_CALLS = 128  # that looking at weights may take
-_LINEAR = (
-    0.05  # how far ``weights @ v`` may be from the output, relative: low precision is no fault
-)
+LINEAR = 0.05
+"""How far ``weights @ v`` may be from the output, relative: low precision is no fault."""
 
 
 def distances(yardstick: Yardstick, results: Mapping[str, torch.Tensor]) -> dict[str, Distance]:
@@ -70,9 +69,7 @@ def weights_distance(execution: Execution, inputs: Inputs) -> float | None:
         return None
     rows_m = torch.linspace(0, p.seqlen_q - 1, min(_ROWS, p.seqlen_q)).long()
     shown_hmN = shown_weights(execution, inputs, rows_m)
-    out_hmE = _rows(execution, inputs, rows_m)
-    values_hNE = inputs.v_BGNE[0].double().repeat_interleave(p.heads_q // p.heads_kv, dim=0)
-    if float((shown_hmN @ values_hNE - out_hmE).norm()) > _LINEAR * float(out_hmE.norm()):
+    if missed(execution, inputs, rows_m, shown_hmN) > LINEAR:
         return None
     truth_hmN = softmax_weights(p, inputs, rows_m)
     return finite(float((shown_hmN - truth_hmN).abs().sum(dim=-1).mean()) / 2)
@@ -94,6 +91,29 @@ def shown_weights(execution: Execution, inputs: Inputs, rows_m: torch.Tensor) ->
         value_BGNE[:, :, torch.arange(start, start + count), torch.arange(count)] = 1.0
         columns.append(_rows(execution, replace(inputs, v_BGNE=value_BGNE), rows_m)[..., :count])
     return torch.cat(columns, dim=-1)
+
+
+def missed(
+    execution: Execution, inputs: Inputs, rows_m: torch.Tensor, shown_hmN: torch.Tensor
+) -> float:
+    """How far the output of ``inputs`` is from the weights that were shown times its values.
+
+    Relative, in the L2 norm, over some rows of the first batch entry. More than
+    :data:`LINEAR`: the output is no weighted sum of values, or its weights change from
+    call to call, and what was shown are not its weights. Not a number where one of the
+    two has such.
+
+    Args:
+        execution: of a forward; it is called once.
+        inputs: whose q and k made it show the weights.
+        rows_m: which query rows.
+        shown_hmN: by :func:`shown_weights`.
+    """
+    p = execution.problem
+    out_hmE = _rows(execution, inputs, rows_m)
+    values_hNE = inputs.v_BGNE[0].double().repeat_interleave(p.heads_q // p.heads_kv, dim=0)
+    miss = (shown_hmN @ values_hNE - out_hmE).norm()
+    return float(miss / out_hmE.norm()) if miss else 0.0
 
 
 def _rows(execution: Execution, inputs: Inputs, rows_m: torch.Tensor) -> torch.Tensor:

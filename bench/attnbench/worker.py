@@ -132,6 +132,18 @@ def _profile(task: dict[str, Any], send: Send) -> None:
     collect(task, send)
 
 
+def _picture_reference(task: dict[str, Any], send: Send) -> None:
+    from attnbench.pictures.weights import reference_weights
+
+    reference_weights(task, send)
+
+
+def _picture(task: dict[str, Any], send: Send) -> None:
+    from attnbench.pictures.weights import method_weights
+
+    method_weights(task, send)
+
+
 def _selftest(task: dict[str, Any], send: Send) -> None:
     from attnbench.measure.selftest import selftest
 
@@ -159,6 +171,8 @@ _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "battery": _battery,
     "ceilings": _ceilings,
     "profile": _profile,
+    "picture-reference": _picture_reference,
+    "picture": _picture,
     "selftest": _selftest,
     "list-cases": _list_cases,
     "compile-case": _compile_case,

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from attnbench.errors import UserError
+from attnbench.whole import replaced
 
 PROFILES = "profiles"
 
@@ -44,15 +43,8 @@ def fresh(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.parent.name == PROFILES:
         (folder.parent / ".gitignore").write_text("*\n")  # traces are large and soon stale
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with replaced(folder) as partial:
         yield partial
-        partial.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_profile(folder: Path) -> bool:

@@ -75,6 +75,12 @@ class Pareto(_View):
     figure: bool = True
 
 
+class Pictures(_View):
+    """Attention pictures that lie beside the records; shown where there are any."""
+
+    view: Literal["pictures"]
+
+
 class Winners(_View):
     """Crossover table: who is fastest at every value of the axis."""
 
@@ -112,15 +118,15 @@ class Reproduce(_View):
 
 
 View = (
-    Verdicts | Lines | Speedup | Accuracy | Pareto | Winners | Telemetry | Support | PointsTable
-    | EnvironmentTable | Reproduce
+    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Winners | Telemetry | Support
+    | PointsTable | EnvironmentTable | Reproduce
 )  # fmt: skip
 
 _BY_NAME: Mapping[str, type[_View]] = {
     "verdicts": Verdicts, "rate": Lines, "latency": Lines, "speedup": Speedup, "memory": Lines,
-    "error": Accuracy, "pareto": Pareto, "winners": Winners, "telemetry": Telemetry,
-    "support": Support, "points": PointsTable, "environment": EnvironmentTable,
-    "reproduce": Reproduce,
+    "error": Accuracy, "pareto": Pareto, "pictures": Pictures, "winners": Winners,
+    "telemetry": Telemetry, "support": Support, "points": PointsTable,
+    "environment": EnvironmentTable, "reproduce": Reproduce,
 }  # fmt: skip
 """Every view by the name that a definition calls it."""
 

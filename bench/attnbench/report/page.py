@@ -30,6 +30,7 @@ from attnbench.report.dataset import dataset, filter_values
 from attnbench.report.definition import Definition
 from attnbench.report.environments import Environment
 from attnbench.report.fields import LABELS, label
+from attnbench.report.pictures import PictureView
 from attnbench.report.points import Point
 from attnbench.report.profiles import Profile
 from attnbench.report.simulated import SimulatedView
@@ -82,6 +83,13 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
         "problem of each kind; a larger dot takes more memory. A line joins the settings of one "
         "method, a ring marks what nobody beats in all three. An exact implementation is as far "
         "off as its rounding.",
+    ),
+    "pictures": (
+        "Attention pictures",
+        "The weights that each method really uses, for one sequence; the first panel is softmax in "
+        "float64. Total variation is the distance from it: 0 is the same, 1 is on other keys "
+        "altogether, and more takes negative weights. These belong to the machine, and no filter "
+        "acts on them.",
     ),
     "telemetry": (
         "The machine meanwhile",
@@ -146,6 +154,7 @@ def page(
     profiles: Sequence[Profile] = (),
     checks: Sequence[CheckView] = (),
     simulated: SimulatedView | None = None,
+    pictures: Sequence[PictureView] = (),
 ) -> str:
     """The HTML text. The same records give the same bytes."""
     bundle, script = _bundle(), _asset("page.js")
@@ -155,7 +164,7 @@ def page(
         definition=definition,
         texts=_TEXTS,
         scopes=views,
-        hidden_views=_hidden(scopes),
+        hidden_views=_hidden(scopes, pictures),
         looks=list(looks.values()),
         looks_by_name=looks,
         filters=filter_values(scopes),
@@ -166,6 +175,7 @@ def page(
         check_columns=COLUMNS,
         simulated=simulated,
         simulated_columns=simulated_points.COLUMNS,
+        pictures=pictures,
         statuses=tables.MEANINGS,
         policy=_policy(bundle, script),
         css=Markup(_asset("page.css")),
@@ -176,10 +186,10 @@ def page(
     return text
 
 
-def _hidden(scopes: Sequence[Scope]) -> set[str]:
+def _hidden(scopes: Sequence[Scope], pictures: Sequence[PictureView]) -> set[str]:
     """Views that would have nothing to say."""
     is_approximate = any(p.is_approximate for scope in scopes for p in scope.points)
-    return set() if is_approximate else {"pareto"}
+    return ({"pareto"} if not is_approximate else set()) | ({"pictures"} if not pictures else set())
 
 
 def embed(data: Any) -> Markup:

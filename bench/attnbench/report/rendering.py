@@ -11,6 +11,7 @@ from attnbench.report.definition import load_definition
 from attnbench.report.figures import draw_figures
 from attnbench.report.markdown import summary
 from attnbench.report.page import page
+from attnbench.report.pictures import find_pictures
 from attnbench.report.points import current, load_points
 from attnbench.report.profiles import find_profiles
 from attnbench.report.simulated import apart
@@ -72,6 +73,7 @@ def render(
             find_profiles(results, points, out),
             find_checks(results),
             simulated,
+            find_pictures(results, out),
         ),
         encoding="utf-8",
     )

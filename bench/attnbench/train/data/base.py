@@ -5,6 +5,7 @@ Letters: B = batch, T = tokens of a sequence, V = vocabulary, K = classes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ _ROUNDS = 1000
 _MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9], dtype=np.uint64)
 
 
-class SeededTask:
+class SeededTask(ABC):
     """A ``roles.Task`` whose subclass says in :meth:`draw` what a batch holds.
 
     Attributes:
@@ -50,17 +51,17 @@ class SeededTask:
         self.seed = seed
         self.setup(workload.seqlen, options)
 
+    @abstractmethod
     def setup(self, seqlen: int, options: Mapping[str, int]) -> None:
         """Read or prepare what batches are made of, and set the attributes.
 
         Raises:
             UserError: a seqlen or option that the task cannot have.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, rng: np.random.Generator, split: Split, rows: int) -> tuple[Arrays, Arrays]:
         """Inputs and targets of ``rows`` sequences, before token noise."""
-        raise NotImplementedError
 
     def batch(self, step: int, split: Split = "train") -> Batch:
         """The batch of a step: see ``roles.Batch``.
