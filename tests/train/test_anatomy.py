@@ -62,7 +62,7 @@ def test_time_spent_in_attention_is_its_share_and_time_spent_beside_it_is_not() 
     assert inside.attention_share is not None
     assert 0.5 < inside.attention_share <= 1
     trainer, pieces = stepped()
-    trainer.model.head.register_forward_hook(lambda *words: time.sleep(0.5))
+    trainer.model.register_forward_hook(lambda *words: time.sleep(0.5))
     beside = anatomy.break_down(trainer, pieces)
     assert beside.attention_share is not None
     assert 0 < beside.attention_share < 0.5

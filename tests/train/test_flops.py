@@ -7,8 +7,9 @@ import torch
 from tiny import attention, workload
 from torch.utils.flop_counter import FlopCounterMode
 
+from attnbench.attention import Attention
 from attnbench.problem import Problem
-from attnbench.train import attentions, flops
+from attnbench.train import flops
 from attnbench.train.data import make_task
 from attnbench.train.figures import ModelFlops
 from attnbench.train.setup import make_trainer
@@ -18,43 +19,50 @@ from attnbench.train.workload import Workload
 CPU = torch.device("cpu")
 
 
-def counted(of: Workload, name: str = "naive") -> tuple[ModelFlops, Trainer, list[Problem]]:
-    calls: list[Problem] = []
+def counted(of: Workload, name: str = "naive") -> ModelFlops:
+    def make(wrapped: Attention) -> Trainer:
+        return make_trainer(of, wrapped, CPU, 0)
 
-    def note(problem, run):  # type: ignore[no-untyped-def]
-        calls.append(problem)
-        return run()
-
-    trainer = make_trainer(of, attentions.around(attention(name), note), CPU, 0)
-    pieces = trainer.put(make_task(of, 0).batch(0))
-    with flops.counted(trainer.model) as products:
-        trainer.forward(pieces[0])
-    counts = flops.model_flops(products.flops, calls, attention(name), parts=of.accumulation)
-    return counts, trainer, calls
+    return flops.count_step(attention(name), make, make_task(of, 0).batch(0))
 
 
-def test_dense_and_full_attention_are_what_torch_counts_of_a_whole_step() -> None:
-    of = workload()
-    counts, _, _ = counted(of)
+def by_torch(of: Workload) -> int:
+    """What torch counts of a step; the textbook computes every pair of its attention."""
     trainer = make_trainer(of, attention("naive"), CPU, 0)
-    (piece,) = trainer.put(make_task(of, 0).batch(0))
-    with FlopCounterMode(display=False) as counter:  # the textbook computes every pair
-        trainer.backward(trainer.forward(piece))
-    assert counts.full == counter.get_total_flops()
+    pieces = trainer.put(make_task(of, 0).batch(0))
+    with FlopCounterMode(display=False) as counter:
+        for piece in pieces:
+            trainer.backward(trainer.forward(piece))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("finetune", ["full", "last", "frozen", "lora"])
+def test_dense_and_full_attention_are_what_torch_counts(finetune: str, parts: int) -> None:
+    of = workload(finetune=finetune, accumulation=parts)
+    assert counted(of).full == by_torch(of)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "objective"),
+    [("gpt2-tiny", "copy", "causal-lm"), ("llama-tiny", "copy", "causal-lm"),
+     ("bert-tiny", "text", "masked-lm"), ("bart-tiny", "copy", "seq2seq")],
+)  # fmt: skip
+def test_every_family_is_counted_as_torch_counts_it(model: str, task: str, objective: str) -> None:
+    of = workload(model=model, task=task, objective=objective, seqlen=32)
+    assert counted(of).full == pytest.approx(by_torch(of), rel=0.001)
 
 
 def test_dense_is_six_a_token_and_parameter_that_multiplies() -> None:
     of = workload()
-    counts, trainer, _ = counted(of)
-    matrices = [m.weight.numel() for m in trainer.model.modules() if isinstance(m, torch.nn.Linear)]
-    assert counts.dense == 6 * sum(matrices) * of.batch * of.seqlen
+    model = make_trainer(of, attention("naive"), CPU, 0).model
+    matrices = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert counted(of).dense == 6 * sum(matrices) * of.batch * of.seqlen
 
 
 def test_attention_is_twelve_l_h_q_t_a_token_and_its_causal_half() -> None:
-    of = workload()
-    counts, _, calls = counted(of)
-    layers, width, tokens = 2, 32, of.batch * of.seqlen
-    assert len(calls) == layers
+    of, layers, width = workload(), 2, 32
+    counts, tokens = counted(of), of.batch * of.seqlen
     assert counts.attention_full == 12 * layers * width * of.seqlen * tokens
     pairs = of.seqlen * (of.seqlen + 1) // 2
     assert counts.attention_causal == 12 * layers * width * pairs * of.batch
@@ -62,41 +70,26 @@ def test_attention_is_twelve_l_h_q_t_a_token_and_its_causal_half() -> None:
 
 
 def test_an_approximate_method_has_its_own_count_beside_the_others() -> None:
-    counts, _, calls = counted(workload(seqlen=64), "window")
-    exact = counted(workload(seqlen=64))[0]
-    own = sum(attention("window").flops(p.replace(direction="forward")) for p in calls)
-    assert counts.attention_own == 3 * own
+    of = workload(seqlen=64)
+    counts, exact = counted(of, "window"), counted(of)
+    problem = Problem.of(batch=4, heads=4, head_dim=8, seqlen=64, mask="causal")
+    assert counts.attention_own == 3 * 2 * attention("window").flops(problem)
     assert (counts.full, counts.causal) == (exact.full, exact.causal)
     assert counts.attention_least == counts.attention_own
 
 
-def test_parts_of_an_accumulated_batch_add_up_to_the_same() -> None:
-    assert counted(workload(accumulation=2))[0] == counted(workload())[0]
-
-
-@pytest.mark.parametrize("frozen", ["blocks", "all but head"])
-def test_what_does_not_learn_costs_no_gradient_of_its_weights(frozen: str) -> None:
-    of = workload()
-    trainer = make_trainer(of, attention("naive"), CPU, 0)
-    model = trainer.model
-    for name, parameter in model.named_parameters():
-        keep = name.startswith("head") or (frozen == "blocks" and "blocks" not in name)
-        parameter.requires_grad_(keep)
-    (piece,) = trainer.put(make_task(of, 0).batch(0))
-    with flops.counted(model) as products, FlopCounterMode(display=False) as counter:
-        trainer.forward(piece).backward()
-    if frozen == "blocks":  # gradients flow through, to the embeddings
-        linear = [m.weight.numel() for m in model.blocks.modules() if isinstance(m, torch.nn.Linear)]
-        tokens = of.batch * of.seqlen
-        assert products.flops == (4 * sum(linear) + 6 * model.head.weight.numel()) * tokens
-    else:
-        forward = counted(of)[0].attention_full // 3
-        assert products.flops == counter.get_total_flops() - forward
+def test_what_a_method_learns_is_its_own_affair() -> None:
+    of = workload(model="bert-tiny", task="text", objective="masked-lm", seqlen=64)
+    assert counted(of, "linformer").dense == counted(of).dense
 
 
 def test_parameters_are_told_apart() -> None:
-    trainer = make_trainer(workload(), attention("naive"), CPU, 0)
-    told = flops.parameters_of(trainer.model)
-    tables = [m for m in trainer.model.modules() if isinstance(m, torch.nn.Embedding)]
+    model = make_trainer(workload(), attention("naive"), CPU, 0).model
+    told = flops.parameters_of(model)
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
     assert told.embedding == sum(m.weight.numel() for m in tables)
-    assert told.total == told.trainable == sum(p.numel() for p in trainer.model.parameters())
+    assert told.total == told.trainable == sum(p.numel() for p in model.parameters())
+    frozen = make_trainer(workload(finetune="frozen"), attention("naive"), CPU, 0).model
+    told = flops.parameters_of(frozen)
+    assert told.trainable == sum(p.numel() for p in frozen.parameters() if p.requires_grad)
+    assert told.trainable < told.total

@@ -32,7 +32,9 @@ def test_right_attention_is_timed_and_wrong_attention_is_named() -> None:
     approximate = Training.model_validate(results["window"]["training"])
     assert approximate.parity.ok is None
     assert approximate.flops.attention_own is not None
-    assert all(t > 0 for process in results["fair"]["samples"]["times_s"] for r in process for t in r)
+    assert all(
+        t > 0 for process in results["fair"]["samples"]["times_s"] for r in process for t in r
+    )
 
 
 def test_an_implementation_that_ignores_dropout_is_incorrect() -> None:
@@ -60,6 +62,15 @@ def test_a_model_that_attention_cannot_serve_is_unsupported_before_any_training(
     told = run_group(workload(), "linformer", "fair")
     assert statuses(told) == {"linformer": "unsupported", "fair": "ok"}
     assert "mask causal" in told["linformer"]["reason"]
+
+
+def test_attention_with_a_learned_bias_is_verified_and_learns() -> None:
+    of = workload(model="t5-tiny", task="translation", seqlen=64, steps=4)
+    told = run_group(of, "naive", "sdpa", "blockwise", "linear")
+    assert statuses(told) == {
+        "naive": "ok", "sdpa": "ok", "blockwise": "ok", "linear": "unsupported",
+    }  # fmt: skip
+    assert "learned bias" in told["linear"]["reason"]
 
 
 def test_a_reference_that_fails_leaves_nobody_without_a_record(

@@ -48,5 +48,5 @@ def _parity(parity: Parity) -> str:
     if parity.max_deviation is None:
         return "the loss is not finite"
     if parity.ok is None:
-        return f"approximate: {parity.max_deviation:.3g} from {parity.reference}"
+        return f"not exact: {parity.max_deviation:.2g} off"
     return f"{'ok' if parity.ok else 'NO'}: {parity.ratio:.2g} × bound"

@@ -43,9 +43,9 @@ def _as_function(own: ForwardBackward) -> Callable[..., torch.Tensor]:
 
     class Own(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        def forward(ctx: Any, *tensors: torch.Tensor) -> torch.Tensor:
             out: torch.Tensor
-            out, ctx.saved = own.forward(q, k, v)
+            out, ctx.saved = own.forward(*tensors)
             return out
 
         @staticmethod

@@ -19,18 +19,23 @@ count is an *effective* one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from attnbench.attention import Attention
 from attnbench.problem import Problem
+from attnbench.train import attentions
 from attnbench.train.figures import ModelFlops, Parameters
+from attnbench.train.models.bridge import Attends
+from attnbench.train.models.finetune import LowRank
+from attnbench.train.roles import Batch
+from attnbench.train.step import Trainer
 
 
-class Products:
-    """Counts the products with weights of what a model runs; see :func:`counted`."""
+class _Products:
+    """Counts the products with weights of what a model runs, backward included."""
 
     def __init__(self) -> None:
         self.flops = 0
@@ -40,50 +45,72 @@ class Products:
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
         assert isinstance(output, torch.Tensor)
-        wide = _outputs_of(module, weight)
-        forward = 2 * weight.numel() * (output.numel() // wide)
-        first = inputs[0]
-        needs = isinstance(first, torch.Tensor) and first.requires_grad
-        self.flops += forward * (1 + weight.requires_grad + needs)
+        rows = output.numel() // _outputs_of(module, weight)
+        self._multiplied(weight, rows, _needs_gradient(inputs))
+
+    def add_low_rank(self, module: LowRank, inputs: Sequence[object], output: object) -> None:
+        """A forward hook of LoRA's addition; the layer under it is a module of its own."""
+        assert isinstance(output, torch.Tensor)
+        rows = output.numel() // module.up_Or.shape[0]
+        self._multiplied(module.down_rI, rows, _needs_gradient(inputs))
+        self._multiplied(module.up_Or, rows, module.down_rI.requires_grad)
+
+    def _multiplied(self, weight: torch.Tensor, rows: int, needs_input: bool) -> None:
+        """Forward, gradient of the weight, gradient of the input: each where it is needed."""
+        self.flops += 2 * weight.numel() * rows * (1 + weight.requires_grad + needs_input)
 
 
-@contextmanager
-def counted(model: torch.nn.Module) -> Iterator[Products]:
-    """Within, products of modules with weights are counted, backward included."""
-    products = Products()
-    hooks = [
-        module.register_forward_hook(products.add)
-        for module in model.modules()
-        if _multiplies(module)
-    ]
-    try:
-        yield products
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _needs_gradient(inputs: Sequence[object]) -> bool:
+    return isinstance(inputs[0], torch.Tensor) and inputs[0].requires_grad
 
 
-def model_flops(
-    dense: int, calls: Sequence[Problem], attention: Attention, *, parts: int
+def count_step(
+    attention: Attention, make: Callable[[Attention], Trainer], batch: Batch
 ) -> ModelFlops:
-    """The FLOPs of a step.
+    """The FLOPs of a step, by running one forward.
 
     Args:
-        dense: outside attention, of one part.
-        calls: the problem of every attention call of one part's forward.
-        attention: who does it.
-        parts: of the batch, each of which does the same.
+        attention: who attends; it is wrapped, and of no other use afterwards.
+        make: makes the trainer to count in: not compiled, nothing recomputed.
+        batch: of a step, on the CPU.
     """
-    forward = [p.replace(direction="forward") for p in calls]
-    full = sum(p.replace(mask="full").flops() for p in forward)
-    causal = sum(p.flops() for p in forward)
-    own = None
+    calls: list[Problem] = []
+    learns: list[bool] = []  # whether a backward goes through that attention
+
+    def note(problem: Problem, run: Callable[[], Any]) -> Any:
+        calls.append(problem)
+        return run()
+
+    products, trainer = _Products(), make(attentions.around(attention, note))
+    calls.clear()  # of the model's own preparation
+    pieces = trainer.put(batch)
+    places = [m for m in trainer.model.modules() if isinstance(m, Attends)]
+    hooks = [
+        place.register_forward_hook(lambda module, inputs, out: learns.append(out.requires_grad))
+        for place in places
+    ]
+    hooks += [
+        module.register_forward_hook(products.add)
+        for module in trainer.model.modules()
+        if _multiplies(module) and not _is_inside(module, places)
+    ]
+    hooks += [
+        module.register_forward_hook(products.add_low_rank)
+        for module in trainer.model.modules()
+        if isinstance(module, LowRank)
+    ]
+    trainer.forward(pieces[0])
+    for hook in hooks:
+        hook.remove()
+    times = [3 if learn else 1 for learn in learns]
+    forward = list(zip([p.replace(direction="forward") for p in calls], times, strict=True))
+    parts, own = len(pieces), None
     if attention.kind == "approximate":
-        own = 3 * parts * sum(attention.flops(p) for p in forward)
+        own = parts * sum(n * attention.flops(p) for p, n in forward)
     return ModelFlops(
-        dense=dense * parts,
-        attention_full=3 * parts * full,
-        attention_causal=3 * parts * causal,
+        dense=parts * products.flops,
+        attention_full=parts * sum(n * p.replace(mask="full").flops() for p, n in forward),
+        attention_causal=parts * sum(n * p.flops() for p, n in forward),
         attention_own=own,
     )
 
@@ -105,6 +132,11 @@ def _multiplies(module: torch.nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     is_matrix = isinstance(weight, torch.nn.Parameter) and weight.dim() >= 2
     return is_matrix and not isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag))
+
+
+def _is_inside(module: torch.nn.Module, places: Sequence[torch.nn.Module]) -> bool:
+    """Whether a module belongs to an attention method, whose products are attention's."""
+    return any(module is inner for place in places for inner in place.modules())
 
 
 def _outputs_of(module: torch.nn.Module, weight: torch.Tensor) -> int:

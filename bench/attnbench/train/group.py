@@ -13,7 +13,7 @@ import gc
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ from attnbench.train.truth import Truth
 from attnbench.train.workload import Workload
 from attnbench.turns import Send, Turns
 
+_VARIANTS = 8  # of one compiled model: torch's own limit
 _RING = 4  # batches on the device, of which each timed step takes the next
 
 
@@ -240,7 +241,6 @@ class TrainGroup(Turns[Learner]):
             told |= self._energy_meter.measure(_next_step(learner))
         self._step(key, "breakdown")
         breakdown, counts = self._looked_into(learner, pieces)
-        told["flops"] = counts.dense + counts.attention_own if counts.attention_own else None
         told["training"] = {
             "batch": learner.workload.batch,
             "tokens": learner.tokens,
@@ -261,18 +261,11 @@ class TrainGroup(Turns[Learner]):
     ) -> tuple[Breakdown, ModelFlops]:
         """Breakdown; and FLOPs, of a model built to count: eager, each attention noted."""
         plain = learner.workload.replace(compile=False, checkpointing=False)
-        calls: list[Any] = []
-
-        def note(problem: Any, run: Callable[[], Any]) -> Any:
-            calls.append(problem)
-            return run()
-
-        counting = self._trainer(plain, attentions.around(registry.make(learner.told), note))
-        with flops.counted(counting.model) as products:
-            counting.forward(pieces[0])
-        parts = learner.workload.accumulation
-        counts = flops.model_flops(products.flops, calls, learner.attention, parts=parts)
-        del counting
+        counts = flops.count_step(
+            registry.make(learner.told),
+            lambda attention: self._trainer(plain, attention),
+            make_task(plain, self.seed).batch(0),
+        )
         return anatomy.break_down(learner.trainer, pieces), counts
 
     def _trainer(self, workload: Workload, attention: Attention) -> Trainer:
@@ -306,7 +299,23 @@ def _next_step(learner: Learner) -> Callable[[], None]:
 def train(task: dict[str, Any], send: Send) -> None:
     """Train one workload's contenders and leave the process clean for the next."""
     gc.collect()
-    with products_of(Workload.from_json(task["problem"])):
+    workload = Workload.from_json(task["problem"])
+    with products_of(workload), _compiling(workload, len(task["contenders"])):
         TrainGroup(task, send).run()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()  # compiled variants must not count towards the next one's limit
+
+
+@contextlib.contextmanager
+def _compiling(workload: Workload, contenders: int) -> Iterator[None]:
+    """Room for every contender's compiled model; one too many raises, and never runs eagerly."""
+    if not workload.compile:
+        yield
+        return
+    import torch._dynamo.config
+
+    limit = _VARIANTS * (contenders + 1)
+    with torch._dynamo.config.patch(
+        recompile_limit=limit, accumulated_recompile_limit=limit, fail_on_recompile_limit_hit=True
+    ):
+        yield
