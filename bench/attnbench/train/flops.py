@@ -92,7 +92,9 @@ def count_step(
     hooks += [
         module.register_forward_hook(products.add)
         for module in trainer.model.modules()
-        if _multiplies(module) and not _is_inside(module, places)
+        if _multiplies(module)
+        and not isinstance(module, LowRank)  # its weight is that of the layer under it
+        and not _is_inside(module, places)
     ]
     hooks += [
         module.register_forward_hook(products.add_low_rank)
