@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from attnbench.layer.inside import answers
+from attnbench.layer.answers import answers
 from attnbench.record_part import Part
 from attnbench.spec import Value, format_spec
 from attnbench.train.figures import Training
@@ -191,7 +191,7 @@ class Record(Part):
     samples: Samples | None = None  # the device's own time: the headline
     host_samples: Samples | None = None  # CUDA: wall time of the eager call, launch included
     memory: Memory | None = None
-    accuracy: dict[str, TensorAccuracy] = {}  # by tensor: ``inside.answers``
+    accuracy: dict[str, TensorAccuracy] = {}  # by tensor: ``layer.answers``
     flops: int | None = None  # of an approximate method, by its own formula
     ideal_bytes: int | None = None  # likewise
     distance: dict[str, Distance] = {}  # of an approximate method, by tensor, where accuracy is

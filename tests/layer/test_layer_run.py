@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import BROKEN, measure, write_suite
 
-from attnbench.layer.inside import answers
+from attnbench.layer.answers import answers
 from attnbench.session import open_session
 
 SHELF = '''

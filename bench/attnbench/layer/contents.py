@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-from attnbench.layer.inside import LEARNED
+from attnbench.layer.answers import LEARNED
 from attnbench.problem import Problem
 from attnbench.watch.contents import Signs
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from attnbench.inputs import LARGE, walk
-from attnbench.layer.inside import LEARNED
+from attnbench.layer.answers import LEARNED
 from attnbench.layer.positions import BUCKETS
 from attnbench.problem import Problem
 

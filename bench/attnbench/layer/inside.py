@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import UserError, unknown
@@ -10,11 +9,6 @@ from attnbench.masks import Document
 
 if TYPE_CHECKING:
     from attnbench.problem import Problem
-
-TENSORS = ("out", "dq", "dk", "dv", "dx", "dmemory", "dwq", "dwk", "dwv", "dwo", "dtable")
-"""Everything that an op or a layer may be asked for, in the order in which it is shown."""
-
-LEARNED = ("learned", "relative")  # position encodings with a table of weights
 
 _INPUTS = ("normal", "large", "correlated")  # what can be said of hidden states
 _MOST_PADDING = 0.5  # lengths fall off evenly: with more, the last would be shorter than nothing
@@ -45,17 +39,6 @@ def core(problem: Problem) -> Problem:
         level="op", position="none", padding=0.0, inputs="normal",
         alibi=p.position == "alibi", bias=p.position == "relative", **packed,
     )  # fmt: skip
-
-
-def answers(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tensors that a problem, given as its JSON fields, is answered with."""
-    if fields.get("direction", "forward") == "forward":
-        return ("out",)
-    if fields.get("level", "op") == "op":
-        return ("out", "dq", "dk", "dv")
-    memory = ("dmemory",) * (fields.get("seqlen_q") != fields.get("seqlen_k"))
-    table = ("dtable",) * (fields.get("position") in LEARNED)
-    return ("out", "dx", *memory, "dwq", "dwk", "dwv", "dwo", *table)
 
 
 def check(problem: Problem) -> None:

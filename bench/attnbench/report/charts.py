@@ -16,7 +16,7 @@ from typing import Any
 
 import altair as alt
 
-from attnbench.layer.inside import TENSORS
+from attnbench.layer.answers import TENSORS
 from attnbench.report.definition import Accuracy, Lines
 from attnbench.report.points import Point
 from attnbench.report.sweep import Axis, Scope

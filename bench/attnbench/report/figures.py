@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from attnbench.layer.inside import TENSORS
+from attnbench.layer.answers import TENSORS
 from attnbench.report import pareto, tables, units
 from attnbench.report.charts import Measure, error_title, measure
 from attnbench.report.definition import Accuracy, Definition, Lines, Pareto, Speedup
