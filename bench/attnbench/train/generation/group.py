@@ -226,8 +226,9 @@ class GenerateGroup(Turns[Speaker]):
         said_Bn = torch.cat(speaker.stream.said, dim=1)
         ids_BS = torch.cat([generator.prompt_BT, said_Bn[:, :-1]], dim=1)
         is_exact = speaker.attention.kind == "exact"
-        logits_BnV = truth.without_cache(ids_BS) if is_exact else generator.forced(ids_BS)
-        if (fault := truth.missed(logits_BnV, said_Bn)) is not None:
+        last_B1V = generator.logits_B1V
+        truth_BnV = truth.without_cache(ids_BS) if is_exact else generator.forced(ids_BS)
+        if (fault := truth.missed(truth_BnV, said_Bn, last_B1V)) is not None:
             raise Failed("incorrect", fault)
 
     def _inspect(self, key: str) -> None:

@@ -23,8 +23,9 @@ with at most FALSE_ALARM. The largest of many errors scatters less than a single
 the true rate is lower. ``floor`` is two units in the last place of the largest logit: the
 rounding of the logits themselves, where the reruns are exact by luck.
 
-Tokens that were chosen while the clock ran are held against the same: where each logit is
-within ``d`` of the truth, the token that is chosen is at most ``2 d`` below the truth's best.
+Tokens that were chosen while the clock ran are held against the same, with ``d`` the largest
+that is allowed at any place: the last logits are within ``d`` of the truth about those tokens,
+and each token is at most ``2 d`` below the truth's best.
 
 Letters: B = batch, S = tokens read, T = tokens of the prompt, n = new tokens, V = vocabulary.
 """
@@ -107,25 +108,30 @@ class Truth:
             **told,
         )
 
-    def missed(self, logits_BnV: torch.Tensor, said_Bn: torch.Tensor) -> str | None:
+    def missed(
+        self, truth_BnV: torch.Tensor, said_Bn: torch.Tensor, last_B1V: torch.Tensor
+    ) -> str | None:
         """What is wrong with tokens that were chosen, in words; None if nothing is.
 
         Args:
-            logits_BnV: the truth's own to those tokens.
+            truth_BnV: logits of the new tokens, where what was said is given.
             said_Bn: the tokens, int64.
+            last_B1V: the logits that the last of them was chosen by. Whatever was wrong in an
+                earlier step is in the cache, and so in these.
         """
-        best_Bn = logits_BnV.double().amax(dim=-1)
-        said_logit_Bn = logits_BnV.double().gather(-1, said_Bn[..., None])[..., 0]
-        below_Bn, slack = best_Bn - said_logit_Bn, 2 * float(self.allowed_Bn.max())
-        wrong_Bn = ~(below_Bn <= slack)
-        if not bool(wrong_Bn.any()):
-            return None
-        sequence, token = (int(i) for i in wrong_Bn.nonzero()[0])
-        return (
-            f"the tokens that were timed are not those of their prompt: new token {token} of "
-            f"sequence {sequence} is {float(below_Bn[sequence, token]):.3g} below the best logit, "
-            f"rounding explains {slack:.3g}"
-        )
+        allowed, truth_BnV = float(self.allowed_Bn.max()), truth_BnV.double()
+        off = float((last_B1V.double() - truth_BnV[:, -1:]).abs().max())
+        if not off <= allowed:
+            return f"in the timed calls the last logits are off by {off:.3g}, allowed {allowed:.3g}"
+        chosen_Bn = truth_BnV.gather(-1, said_Bn[..., None])[..., 0]
+        below_Bn = truth_BnV.amax(dim=-1) - chosen_Bn
+        if not bool((below_Bn <= 2 * allowed).all()):
+            sequence, token = divmod(int(below_Bn.argmax()), below_Bn.shape[1])
+            return (
+                f"in the timed calls new token {token} of sequence {sequence} is not the best one: "
+                f"{float(below_Bn.max()):.3g} below, rounding explains {2 * allowed:.3g}"
+            )
+        return None
 
     def _find_allowed(self, alive: Callable[[], None]) -> torch.Tensor:
         largest_Bn = self.logits_BnV.abs().amax(dim=-1)

@@ -112,6 +112,7 @@ class Generator:
 
     Attributes:
         build_s: seconds that the first generation took, builds and all.
+        logits_B1V: of the token that was said last.
 
     Raises:
         Unsupported: the implementation cannot do prefill, or a decode step.
@@ -177,10 +178,10 @@ class Generator:
         for layer in self._layers:
             layer.poison()
         self._say(ids_BS[:, :prompt])
-        logits = [self._logits_B1V]
+        logits = [self.logits_B1V]
         for place in range(prompt, prompt + self.new - 1):
             self._say(ids_BS[:, place : place + 1])
-            logits.append(self._logits_B1V)
+            logits.append(self.logits_B1V)
         return torch.cat(logits, dim=1)
 
     @property
@@ -201,8 +202,8 @@ class Generator:
         out = self._call(
             input_ids=ids_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
-        self._logits_B1V = out.logits[:, -1:]
-        self._next_B1 = self._logits_B1V.argmax(dim=-1)
+        self.logits_B1V = out.logits[:, -1:]
+        self._next_B1 = self.logits_B1V.argmax(dim=-1)
         return self._next_B1
 
 
