@@ -121,7 +121,8 @@ def kind_of(path: Path) -> PointKind:
         told = tomllib.loads(path.read_text()).get("kind")
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
         told = None
-    return told if told in get_args(PointKind) else "attention"
+    kinds: tuple[PointKind, ...] = get_args(PointKind)
+    return next((kind for kind in kinds if kind == told), "attention")
 
 
 def load_suite(

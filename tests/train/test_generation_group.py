@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def test_right_attention_is_timed_and_who_misreads_the_cache_is_named() -> None:
     assert approximate.agreement.ok is None
 
 
-@pytest.mark.parametrize("model", ["gpt2-tiny", "llama-tiny"])
+@pytest.mark.parametrize("model", ["llama-tiny", pytest.param("gpt2-tiny", marks=pytest.mark.slow)])
 def test_logits_from_the_cache_find_what_each_attention_alone_would_hide(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,13 +50,13 @@ def test_logits_from_the_cache_find_what_each_attention_alone_would_hide(
     assert "is not finite" in results["padded"]["reason"]  # the room beyond the tokens holds NaN
 
 
-def test_a_position_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", ["gpt2-tiny", pytest.param("llama-tiny", marks=pytest.mark.slow)])
+def test_a_position_too_early_is_found(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: a step that thinks it stands where the token before it stood."""
     monkeypatch.setattr(Filled, "get_seq_length", lambda self: max(0, self.count - 1))
-    for model in ("gpt2-tiny", "llama-tiny"):
-        (told,) = run_group(generation(model=model), "fair").values()
-        assert told["status"] == "incorrect"
-        assert "with a cache, a logit of new token 1" in told["reason"]
+    (told,) = run_group(generation(model=model), "fair").values()
+    assert told["status"] == "incorrect"
+    assert "with a cache, a logit of new token 1" in told["reason"]
 
 
 def test_who_repeats_itself_while_the_clock_runs_is_found() -> None:
@@ -69,10 +70,8 @@ def test_stamps_bytes_and_flops_are_those_of_the_generation() -> None:
     (told,) = run_group(of, "fair").values()
     found = Generated.model_validate(told["generation"])
     (rounds,) = told["samples"]["times_s"]
-    for whole, first, rest in zip(
-        sum(rounds, []), sum(found.first.times_s[0], []), sum(found.rest.times_s[0], []),
-        strict=True,
-    ):  # fmt: skip
+    taken = (rounds, found.first.times_s[0], found.rest.times_s[0])
+    for whole, first, rest in zip(*map(itertools.chain.from_iterable, taken), strict=True):
         assert first + rest <= whole
     (gaps,) = found.between.times_s
     assert [len(r) for r in gaps] == [4 * len(r) for r in rounds]
@@ -96,7 +95,7 @@ def test_a_later_process_only_takes_samples() -> None:
     assert told["accuracy"] == {}
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["int8", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_low_precision_is_held_against_its_own_weights(precision: str) -> None:
     results = run_group(generation(precision=precision), "fair", "forgetful", "naive")
     assert statuses(results) == {"fair": "ok", "forgetful": "incorrect", "naive": "ok"}

@@ -202,8 +202,8 @@ class Generator:
         out = self._call(
             input_ids=ids_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
-        self.logits_B1V = out.logits[:, -1:]
-        self._next_B1 = self.logits_B1V.argmax(dim=-1)
+        self.logits_B1V: torch.Tensor = out.logits[:, -1:]
+        self._next_B1: torch.Tensor = self.logits_B1V.argmax(dim=-1)
         return self._next_B1
 
 
