@@ -159,3 +159,12 @@ def test_pictures_are_matched_with_texts_from_the_file_on(tmp_path: Path) -> Non
     found = trained(tmp_path, {**BASE, **PAIRS, "model": "pair-tiny", "d_model": 32})
     assert found.evaluations[-1].metrics["accuracy"] is not None
     assert found.parity.ok is True
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_learning_alone")
+def test_translations_are_written_and_judged(tmp_path: Path) -> None:
+    """Broken: BLEU and its kin are there, and nobody asks for them."""
+    fields = {**BASE, "model": "t5-tiny", "d_model": 32, "task": "translation", "seqlen": 64}
+    first, last = (trained(tmp_path, fields).evaluations[i].metrics for i in (0, -1))
+    assert {"bleu", "chrf", "ter", "rouge_l"} <= last.keys() - first.keys()

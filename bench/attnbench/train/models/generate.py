@@ -202,9 +202,10 @@ class Generator:
         out = self._call(
             input_ids=ids_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
-        self.logits_B1V: torch.Tensor = out.logits[:, -1:]
-        self._next_B1: torch.Tensor = self.logits_B1V.argmax(dim=-1)
-        return self._next_B1
+        logits_B1V: torch.Tensor = out.logits[:, -1:]
+        next_B1 = logits_B1V.argmax(dim=-1)
+        self.logits_B1V, self._next_B1 = logits_B1V, next_B1
+        return next_B1
 
 
 def build_body(
