@@ -172,7 +172,7 @@ def test_the_terminal_tells_latencies_rates_and_reasons(records: dict[str, Recor
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_generation(console, list(records.values()))
     text = console.export_text()
-    for told in ("llama-tiny B2 8+3 tokens fp32", "KV cache", "fair", "× bound", "decode tok/s",
+    for told in ("llama-tiny B2 8+3 tokens fp32", "KV cache", "fair", "÷ bound", "decode",
                  "linear: unsupported: does not do a decode step on a KV cache"):  # fmt: skip
         assert told in text
 
