@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from attnbench.distributions import t_quantile
 
 RERUNS = 5
-STEPS = 150
+STEPS = 100
 """Steps of a curve that are compared: rounding has parted longer ones, and reruns are dear."""
 FALSE_ALARM = 1e-3  # of one contender's whole curve
 MARGIN = 2.0  # a contender may round this many times as coarsely as a rerun
