@@ -15,7 +15,7 @@ from attnbench.train.generation.derived import served
 from attnbench.train.generation.figures import Agreement
 
 _COLUMNS = (
-    "implementation", "first token,\nms [95 %]", "between,\nms [95 %]", "p90\np99",
+    "implementation", "first token,\nms, 95 %", "between,\nms, 95 %", "p90\np99",
     "prefill\ntok/s", "decode\ntok/s", "all\ntok/s", "logits\n÷ bound",
 )  # fmt: skip
 
@@ -67,7 +67,7 @@ def _cells(record: Record) -> tuple[str, ...] | None:
 
 def _ms(value: Interval) -> str:
     median, low, high = (f"{x * 1e3:.3g}" for x in (value.median, value.low, value.high))
-    return f"{median}\n[{low}–{high}]"
+    return f"{median}\n{low}–{high}"
 
 
 def _logits(agreement: Agreement) -> str:
