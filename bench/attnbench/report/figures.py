@@ -97,6 +97,8 @@ def draw_figures(
 
 def _plots(definition: Definition, scope: Scope, looks: Mapping[str, Look]) -> Iterator[Plot]:
     for view in definition.views:
+        if scope.kind not in view.kinds:
+            continue
         if isinstance(view, Lines) and view.figure:
             shown = measure(view, scope)
             yield Plot(
