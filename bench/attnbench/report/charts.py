@@ -31,21 +31,21 @@ _WHERE_LABELLED: Any = {"condition": {"test": "datum.label === ''", "value": 0},
 _ONE_TWO_FIVE = [float(f"{m}e{e}") for e in range(-9, 7) for m in (1, 2, 5)]
 _POWERS_OF_TWO = [2.0**e for e in range(48)]
 POWERS_OF_TEN = [float(f"1e{e}") for e in range(-20, 5)]
-COLOR = alt.Color("color:N", scale=None, legend=None)
+_COLOR = alt.Color("color:N", scale=None, legend=None)
 _FOOT = alt.YValue("height")  # type: ignore[no-untyped-call]
 _START = alt.XValue(0)  # type: ignore[no-untyped-call]
 SHAPE = alt.Shape("shape:N", scale=None, legend=None)
-WHO: Any = [COLOR, alt.Detail("impl:N"), alt.Tooltip("impl:N")]
+WHO: Any = [_COLOR, alt.Detail("impl:N"), alt.Tooltip("impl:N")]
 """Of a mark that belongs to one implementation."""
 
 # A log axis blanks the labels it has no room for; keep them blank.
-SECONDS_LABEL = (
+_SECONDS = (
     "datum.label === '' ? '' : datum.value >= 0.9999 ? format(datum.value, '~r') + ' s'"
     " : datum.value >= 0.9999e-3 ? format(datum.value * 1e3, '~r') + ' ms'"
     " : datum.value >= 0.9999e-6 ? format(datum.value * 1e6, '~r') + ' µs'"
     " : format(datum.value * 1e9, '~r') + ' ns'"
 )
-BYTES_LABEL = (
+_BYTES = (
     "datum.label === '' ? '' : datum.value >= 1073741824 ? format(datum.value / 1073741824, '~r')"
     " + ' GiB' : datum.value >= 1048576 ? format(datum.value / 1048576, '~r') + ' MiB'"
     " : datum.value >= 1024 ? format(datum.value / 1024, '~r') + ' KiB'"
@@ -93,11 +93,11 @@ def measure(view: Lines, scope: Scope) -> Measure:
         return Measure("rate", unit.name, unit, view.scale == "log")
     if view.view == "latency":
         log = view.scale != "linear"
-        return Measure("latency", None, SECONDS[-1], log, SECONDS_LABEL)
+        return Measure("latency", None, SECONDS[-1], log, _SECONDS)
     values = [p.record.memory.peak_bytes for p in scope.points if p.record.memory]
     is_positive = all(v is None or v > 0 for v in values)  # zero has no place on a log axis
     log = view.scale != "linear" and is_positive
-    return Measure("memory", None, BYTES[0], log, BYTES_LABEL, 2, False)
+    return Measure("memory", None, BYTES[0], log, _BYTES, 2, False)
 
 
 def line_chart(view: Lines, scope: Scope) -> dict[str, Any]:
@@ -139,11 +139,11 @@ def _bands(view: Lines, scope: Scope, shown: Measure) -> list[alt.Chart]:
         alt.Y("x:N", title=None, sort=list(scope.axis.values), axis=band), alt.YOffset("impl:N"),
     ]  # fmt: skip
     dots = measured.mark_point(filled=True, size=42, opacity=1).encode(x, *where, SHAPE, *WHO)
-    crosses = crosses(failed).encode(_START, *where, *WHO)
+    failures = crosses(failed).encode(_START, *where, *WHO)
     if not shown.has_interval:
-        return [dots, crosses]
+        return [dots, failures]
     whiskers = measured.mark_rule(strokeWidth=1.4).encode(low, high, *where, *WHO)
-    return [whiskers, dots, crosses]
+    return [whiskers, dots, failures]
 
 
 def rows_of() -> tuple[alt.Chart, alt.Chart]:
@@ -187,7 +187,7 @@ def error_chart(view: Accuracy) -> dict[str, Any]:
     )
     chart = alt.layer(
         limit,
-        dots.encode(*where, COLOR, SHAPE, alt.Tooltip("impl:N")),
+        dots.encode(*where, _COLOR, SHAPE, alt.Tooltip("impl:N")),
         rings.encode(*where, alt.Tooltip("impl:N")),
     )
     return plain(chart.properties(width="container"))
@@ -211,7 +211,7 @@ def pareto_chart() -> dict[str, Any]:
     """
     rows = alt.Chart(alt.NamedData("rows"))
     times = alt.Axis(
-        values=_ONE_TWO_FIVE, labelExpr=SECONDS_LABEL, labelOverlap="greedy", labelSeparation=4,
+        values=_ONE_TWO_FIVE, labelExpr=_SECONDS, labelOverlap="greedy", labelSeparation=4,
         grid=True, gridOpacity=_WHERE_LABELLED,
     )  # fmt: skip
     errors = alt.Axis(format=".0e", values=POWERS_OF_TEN, grid=True, labelOverlap="greedy")

@@ -20,8 +20,8 @@ _FIRST_FILTERS = ("direction", "dtype", "mask")
 _TEXTS = (
     "time", "host_time", "how", "rate", "speedup", "roofline", "energy", "memory",
     "memory_parts", "memory_note", "error", "distance",
-    "batch", "mfu", "step", "attention", "loss", "parity", "metrics",  # of training runs
 )  # fmt: skip
+_OF_RUNS = ("batch", "mfu", "step", "attention", "loss", "parity", "metrics")
 
 
 def dataset(
@@ -136,7 +136,8 @@ def _row(
     if record.accuracy:
         row["errors"] = {name: _errors(a, said) for name, a in record.accuracy.items()}
     texts = figures(point)
-    row |= {f"{name}_text": texts.get(name) for name in _TEXTS}
+    told = (*_TEXTS, *_OF_RUNS) if scope.kind == "training" else _TEXTS
+    row |= {f"{name}_text": texts.get(name) for name in told}
     chosen = record.implementation.choices
     row["choices"] = "; ".join(f"{name}: {value}" for name, value in chosen.items()) or None
     return row | {"reason": record.reason, "command": record.command, "id": record.id}

@@ -143,16 +143,16 @@ class OfTraining(_View):
 
 
 View = (
-    Verdicts | OfTraining | Lines | Speedup | Accuracy | Pareto | Pictures | Winners | Telemetry | Support
-    | PointsTable | EnvironmentTable | Reproduce
+    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Winners | OfTraining | Telemetry
+    | Support | PointsTable | EnvironmentTable | Reproduce
 )  # fmt: skip
 
 _BY_NAME: Mapping[str, type[_View]] = {
     "verdicts": Verdicts, "rate": Lines, "latency": Lines, "speedup": Speedup, "memory": Lines,
+    "error": Accuracy, "pareto": Pareto, "pictures": Pictures, "winners": Winners,
     "throughput": OfTraining, "breakdown": OfTraining, "footprint": OfTraining,
-    "parity": OfTraining, "quality": OfTraining, "error": Accuracy, "pareto": Pareto, "pictures": Pictures, "winners": Winners,
-    "telemetry": Telemetry, "support": Support, "points": PointsTable,
-    "environment": EnvironmentTable, "reproduce": Reproduce,
+    "parity": OfTraining, "quality": OfTraining, "telemetry": Telemetry, "support": Support,
+    "points": PointsTable, "environment": EnvironmentTable, "reproduce": Reproduce,
 }  # fmt: skip
 """Every view by the name that a definition calls it."""
 

@@ -96,7 +96,8 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
         "Tokens of whole training steps (forward, backward, clipping, optimizer, schedule) a "
         "second, with 95 % intervals; higher is better. MFU counts 6N a token and all pairs of "
         "attention (full) or exactly the pairs that the masks keep (causal). Of an approximate "
-        "method it is effective: it counts work that was not done, and its own count stands beside.",
+        "method these are effective, because they count work that was not done; own is by its "
+        "own count.",
     ),
     "breakdown": (
         "Where a step goes",
@@ -225,7 +226,8 @@ def _hidden(
 ) -> set[str]:
     """Views that would have nothing to say."""
     kinds = {scope.kind for scope in scopes}
-    hidden = {view.view for view in definition.views if not kinds & set(view.kinds)} - {"pictures"}
+    hidden: set[str] = {view.view for view in definition.views if not kinds & set(view.kinds)}
+    hidden.discard("pictures")  # they belong to the machine, and to no suite
     if not any(p.is_approximate for s in scopes if s.kind == "attention" for p in s.points):
         hidden.add("pareto")
     return hidden if pictures else hidden | {"pictures"}

@@ -246,9 +246,7 @@ def _derive(point: Point, environment: Environment) -> Point:
     if point.kind == "training":
         return _derive_training(point, environment)
     derived = _derive_attention(point, Problem.from_json(point.record.problem))
-    return replace(
-        derived, place=place_record(point.record, {"ceilings": environment.ceilings})
-    )
+    return replace(derived, place=place_record(point.record, {"ceilings": environment.ceilings}))
 
 
 def _derive_training(point: Point, environment: Environment) -> Point:

@@ -20,7 +20,7 @@ from attnbench.report.pareto import distance_text
 from attnbench.report.points import Point
 from attnbench.report.style import Look
 from attnbench.report.sweep import Panel, Scope
-from attnbench.report.training_tables import texts as training_texts
+from attnbench.report.training_text import texts as training_texts
 from attnbench.report.verdicts import Verdict, headline, verdicts
 from attnbench.roofline import Place
 from attnbench.stats import Interval
@@ -72,12 +72,11 @@ class Failure:
 def figures(point: Point) -> dict[str, str]:
     """The figures of a point as text; only those it has."""
     memory, worst = point.record.memory, point.worst_error
-    texts = training_texts(point) if point.kind == "training" else {}
-    texts |= {
+    texts = {
         "time": point.time_s and units.interval(point.time_s, units.SECONDS) + _CALLS[point.kind],
         "host_time": point.host_s and units.interval(point.host_s, units.SECONDS),
         "how": point.record.samples and how_text(point.record.samples),
-        "rate": texts.get("rate") or (point.rate and rate_text(point, point.rate)),
+        "rate": point.rate and rate_text(point, point.rate),
         "distance": distance_text(point),
         "speedup": point.speedup and speedup_text(point),
         "roofline": point.place and share_text(point.place),
@@ -89,7 +88,8 @@ def figures(point: Point) -> dict[str, str]:
         "memory_note": memory and memory.note,
         "error": worst and f"{worst[0]} at {units.number(worst[1], 2)} of its tolerance",
     }
-    return {name: text for name, text in texts.items() if text}
+    found = {name: text for name, text in texts.items() if text}
+    return found | training_texts(point) if point.kind == "training" else found
 
 
 def rate_text(point: Point, rate: Interval) -> str:

@@ -16,12 +16,10 @@ from typing import Any
 import altair as alt
 
 from attnbench.report import metrics, units
-from attnbench.report.charts import (
-    BYTES_LABEL, COLOR, POWERS_OF_TEN, SECONDS_LABEL, SHAPE, WHO, crosses, plain, rows_of,
-)  # fmt: skip
+from attnbench.report.charts import POWERS_OF_TEN, SHAPE, WHO, crosses, plain, rows_of
 from attnbench.report.points import Point
 from attnbench.report.sweep import Panel, Scope
-from attnbench.report.training_tables import TOKENS, metric_names, part
+from attnbench.report.training_text import TOKENS, metric_names, part
 from attnbench.train.figures import Training
 
 MOST_STEPS = 240
@@ -62,10 +60,12 @@ def charts(view: str, number: int, scope: Scope) -> dict[str, dict[str, Any]]:
                     if p.trained and p.trained.tokens_per_s), default=1.0)  # fmt: skip
         unit = units.unit_for(best, TOKENS)
         spec = _rates(unit.name)
-        return {key: {"kind": "lines", "measure": "rate", "size": unit.size, "spec": spec}}
+        rates = {"kind": "lines", "measure": "rate", "size": unit.size, "spec": spec}
+        return {key: rates | {"row": _ROW_PX}}
     if view in PARTS:
-        names = [p.name for p in PARTS[view]]
-        return {key: {"kind": "stack", "measure": view, "parts": names, "spec": _stack(view)}}
+        unit, names = _unit(view, scope), [p.name for p in PARTS[view]]
+        bars = {"kind": "stack", "measure": view, "parts": names, "spec": _stack(view, unit.name)}
+        return {key: bars | {"row": _ROW_PX, "size": unit.size}}
     if view == "parity":
         return {
             key: {"kind": "curve", "measure": "loss", "spec": _curves("loss, in nats")},
@@ -120,11 +120,14 @@ def _reference(panel: Panel, training: Training) -> Training | None:
 
 
 def _thin(values: Sequence[float], *, mean: bool) -> list[list[float]]:
-    """Pairs of step and value; of each stretch its mean, or else its largest."""
+    """Pairs of step (from 0, as in a record's parity) and value.
+
+    Of each stretch its mean, or else its largest.
+    """
     every = max(1, math.ceil(len(values) / MOST_STEPS))
     stretches = [values[i : i + every] for i in range(0, len(values), every)]
     of = (lambda some: sum(some) / len(some)) if mean else max
-    return [[1 + i * every, _short(of(some))] for i, some in enumerate(stretches)]
+    return [[i * every, _short(of(some))] for i, some in enumerate(stretches)]
 
 
 def _short(value: float) -> float:
@@ -136,7 +139,7 @@ def _short(value: float) -> float:
 
 def _who_rows() -> alt.Y:
     axis = alt.Axis(ticks=False, labelLimit=150, domain=False)
-    return alt.Y("impl:N", title=None, axis=axis, sort=alt.SortField("place"))
+    return alt.Y("impl:N", title=None, axis=axis, sort=alt.EncodingSortField("place", op="min"))
 
 
 def _rates(unit: str) -> dict[str, Any]:
@@ -153,16 +156,24 @@ def _rates(unit: str) -> dict[str, Any]:
     return _in_rows(alt.layer(*layers))
 
 
-def _stack(view: str) -> dict[str, Any]:
+def _unit(view: str, scope: Scope) -> units.Unit:
+    """In which the largest bar of a suite is told."""
+    runs = [training for point in scope.points if (training := part(point)) is not None]
+    if view == "breakdown":
+        largest = max((t.breakdown.forward_s + t.breakdown.backward_s for t in runs), default=1.0)
+        return units.unit_for(largest, units.SECONDS)
+    peak = max((t.memory.peak_bytes for t in runs), default=1)
+    return units.unit_for(peak, units.BYTES)
+
+
+def _stack(view: str, unit: str) -> dict[str, Any]:
     rows = alt.Chart(alt.NamedData("rows"))
-    label = SECONDS_LABEL if view == "breakdown" else BYTES_LABEL
-    axis = alt.Axis(labelExpr=label, tickCount=5, grid=True, labelOverlap="greedy")
     parts = PARTS[view]
     color = alt.Color(
         "part:N", legend=None,
         scale=alt.Scale(domain=[p.name for p in parts], range=[p.color for p in parts]),
     )  # fmt: skip
-    x = alt.X("y:Q", title=None, stack="zero", axis=axis)
+    x = alt.X("y:Q", title=unit, stack="zero", axis=_numbers())
     bars = rows.mark_bar(height=11, yOffset=-3)
     over = rows.transform_filter("datum.part_place === 0 && isValid(datum.mark)")
     thin = over.mark_bar(height=4, yOffset=6, style="over")
@@ -170,7 +181,7 @@ def _stack(view: str) -> dict[str, Any]:
     return _in_rows(
         alt.layer(
             bars.encode(x, _who_rows(), color, alt.Order("part_place:Q"), tell),
-            thin.encode(alt.X("mark:Q", title=None, axis=axis), _who_rows(), tell),
+            thin.encode(alt.X("mark:Q", title=unit), _who_rows(), tell),
         )
     )
 
@@ -211,9 +222,9 @@ def _numbers() -> alt.Axis:
     return alt.Axis(tickCount=5, format="~r", grid=True, labelOverlap="greedy")
 
 
-def _in_rows(chart: alt.LayerChart) -> dict[str, Any]:
-    """As high as it has implementations."""
-    return plain(chart.properties(width="container", height=alt.Step(_ROW_PX)))
+def _in_rows(chart: alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
+    """The page makes it as high as it has implementations."""
+    return plain(chart.properties(width="container"))
 
 
 def metric_title(panel: Panel) -> str:

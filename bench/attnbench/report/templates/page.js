@@ -259,7 +259,9 @@
     const title = figure.querySelector("figcaption").textContent;
     const heading = figure.closest("section").querySelector("h2").textContent;
     element.setAttribute("aria-label", `${heading}: ${title}`);
-    const height = chart.spec.height ?? heightOf(rows, chart.kind === "error" ? "tensor" : "x");
+    const height = chart.spec.height ?? (chart.row
+      ? chart.row * new Set(rows.map((row) => row.impl)).size
+      : heightOf(rows, chart.kind === "error" ? "tensor" : "x"));
     const spec = { ...chart.spec, height, datasets: { rows }, description: `${heading}: ${title}` };
     return vegaEmbed(element, spec, {
       mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
@@ -302,14 +304,17 @@
   // Bars of several parts, and over them what is drawn thin.
   function stackMarks(chart, rows) {
     return rows.filter((row) => row[chart.measure]).flatMap((row) =>
-      row[chart.measure].map((y, place) => ({
-        ...looked(row), part: chart.parts[place], part_place: place, y,
-        mark: row[`${chart.measure}_mark`],
+      row[chart.measure].map((value, place) => ({
+        ...looked(row), part: chart.parts[place], part_place: place, y: value / chart.size,
+        mark: over(row[`${chart.measure}_mark`], chart.size),
       })));
   }
 
+  const over = (value, size) => (value === null ? null : value / size);
+
+  // The baseline comes last: dashed, it lets those be seen that it lies upon.
   function curveMarks(chart, rows) {
-    return rows.filter((row) => row[chart.measure]).flatMap((row) =>
+    return rows.filter((row) => row[chart.measure]).reverse().flatMap((row) =>
       row[chart.measure].map(([x, y]) => ({ ...looked(row), x, y })));
   }
 
