@@ -30,6 +30,8 @@ def label(field: str, value: Any) -> str:
     """
     if field in _PLAIN:
         return str(value)
+    if field == "batch" and value == 0:  # of a training run, which looks for it
+        return "largest batch"
     if isinstance(value, bool) or value is None:
         return field if value else f"no\u00a0{field}"
     return f"{LABELS.get(field, field)}\u00a0{value}"

@@ -254,7 +254,6 @@ def _derive_training(point: Point, environment: Environment) -> Point:
     return replace(
         point,
         label=workload.label,
-        fields={**point.fields, "batch": workload.batch or "largest"},
         joules_per_token=found.joules_per_token,
         trained=found,
     )

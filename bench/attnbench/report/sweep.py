@@ -129,7 +129,7 @@ class Scope:
         for field in _TOLD[self.kind]:
             values = _values(field, self.points)
             value = next(iter(values))
-            is_constant = len(values) == 1 and value not in _UNTOLD
+            is_constant = len(values) == 1 and _is_told(field, value)
             follows = field in FOLLOWS and value == found.get(FOLLOWS[field])
             is_said = self.kind == "attention" and field == self.axis.field
             if is_constant and not follows and not is_said and not self._is_usual(field, value):
@@ -172,7 +172,7 @@ class Scope:
             field: fields[field]
             for field in _RUNS
             if field not in panel.facets
-            and fields.get(field) not in _UNTOLD
+            and _is_told(field, fields.get(field))
             and len(_values(field, self.points)) > 1
         }
 
@@ -264,6 +264,11 @@ def _distinct(fields: Sequence[str], points: Sequence[Point]) -> tuple[str, ...]
         if len(_values(field, points)) > 1 and not _determined(field, chosen, points):
             chosen.append(field)
     return tuple(chosen)
+
+
+def _is_told(field: str, value: Any) -> bool:
+    """Whether a value says something: of batches, 0 is the largest that fits."""
+    return value not in _UNTOLD or (field == "batch" and value == 0)
 
 
 def _determined(field: str, by: Sequence[str], points: Sequence[Point]) -> bool:

@@ -27,7 +27,7 @@ from attnbench.report.training_text import (
     part,
     rate_text,
     reached,
-)  # fmt: skip
+)
 from attnbench.train.figures import Training
 
 
@@ -113,7 +113,7 @@ def _has_energy(panel: Panel) -> bool:
 
 
 def _throughput(scope: Scope, panel: Panel, point: Point, training: Training) -> tuple[str, ...]:
-    is_found = point.fields.get("batch") == "largest"
+    is_found = point.fields.get("batch") == 0
     batch = f"{training.batch}, largest that fits" if is_found else str(training.batch)
     own = (mfu_cell(point, "own"),) if _has_own(panel) else ()
     joules = (joules_text(point) or NONE,) if _has_energy(panel) else ()
