@@ -85,7 +85,8 @@ def series_of(history: Run) -> list[Series]:
     """All series of a history, in the order of their first run.
 
     One series has one problem (of training, with as many tokens a step), implementation with
-    options, seed, clock, cache, device and hardware; software, driver and source may change along it, and are named at a step.
+    options, seed, clock, cache, device and hardware; software, driver and source may change
+    along it, and are named at a step.
     """
     found: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for record in history.records:

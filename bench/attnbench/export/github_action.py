@@ -36,7 +36,8 @@ def _entries(point: Named) -> list[dict[str, Any]]:
             "unit": "ms",
             "value": s.median_s * 1e3,
             "range": f"± {(s.high_s - s.low_s) / 2 * 1e3:.4g}",
-            "extra": f"{s.clock} clock, {count} samples{_rate(record)}\nreproduce: {record.command}",
+            "extra": f"{s.clock} clock, {count} samples{_rate(record)}\n"
+            f"reproduce: {record.command}",
         }
     ]
     if record.memory is not None and record.memory.peak_bytes is not None:

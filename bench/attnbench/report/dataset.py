@@ -8,7 +8,14 @@ from typing import Any
 from attnbench.record import TensorAccuracy
 from attnbench.report import pareto, training_charts
 from attnbench.report.charts import drawn, error_chart, line_chart, measure, pareto_chart
-from attnbench.report.definition import Accuracy, Definition, Lines, OfTraining, Pareto
+from attnbench.report.definition import (
+    Accuracy,
+    Definition,
+    DrawnOfTraining,
+    Lines,
+    OfTraining,
+    Pareto,
+)
 from attnbench.report.fields import order
 from attnbench.report.points import MEASURES, Point
 from attnbench.report.style import Look
@@ -96,7 +103,7 @@ def _charts(definition: Definition, scope: Scope) -> dict[str, Any]:
     for number, view in enumerate(definition.views):
         if scope.kind not in view.kinds:
             continue
-        if isinstance(view, OfTraining):
+        if isinstance(view, OfTraining | DrawnOfTraining):
             charts |= training_charts.charts(view.view, number, scope)
         elif isinstance(view, Lines):
             shown = measure(view, scope)

@@ -130,29 +130,39 @@ class Reproduce(_View):
 
 
 class OfTraining(_View):
-    """What training runs show: see ``report.training_tables`` for each.
+    """What training runs show, as charts and tables: see ``report.training_tables``.
 
-    ``throughput`` is tokens a second; ``breakdown`` where a step goes; ``footprint`` its memory
-    by part; ``parity`` the loss beside the reference's; ``quality`` the task's metrics.
-    ``figure`` also draws it as PNG and SVG, where there is one.
+    ``breakdown`` is where a step goes; ``footprint`` its memory by part; ``quality`` the task's
+    metrics beside tokens a second.
     """
 
     kinds = ("training",)
-    view: Literal["throughput", "breakdown", "footprint", "parity", "quality"]
+    view: Literal["breakdown", "footprint", "quality"]
+
+
+class DrawnOfTraining(_View):
+    """The same of ``throughput``, tokens a second, and ``parity``, the loss beside the reference's.
+
+    ``figure`` also draws it as PNG and SVG.
+    """
+
+    kinds = ("training",)
+    view: Literal["throughput", "parity"]
     figure: bool = True
 
 
 View = (
-    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Winners | OfTraining | Telemetry
-    | Support | PointsTable | EnvironmentTable | Reproduce
+    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Winners | OfTraining
+    | DrawnOfTraining | Telemetry | Support | PointsTable | EnvironmentTable | Reproduce
 )  # fmt: skip
 
 _BY_NAME: Mapping[str, type[_View]] = {
     "verdicts": Verdicts, "rate": Lines, "latency": Lines, "speedup": Speedup, "memory": Lines,
     "error": Accuracy, "pareto": Pareto, "pictures": Pictures, "winners": Winners,
-    "throughput": OfTraining, "breakdown": OfTraining, "footprint": OfTraining,
-    "parity": OfTraining, "quality": OfTraining, "telemetry": Telemetry, "support": Support,
-    "points": PointsTable, "environment": EnvironmentTable, "reproduce": Reproduce,
+    "throughput": DrawnOfTraining, "breakdown": OfTraining, "footprint": OfTraining,
+    "parity": DrawnOfTraining, "quality": OfTraining, "telemetry": Telemetry,
+    "support": Support, "points": PointsTable, "environment": EnvironmentTable,
+    "reproduce": Reproduce,
 }  # fmt: skip
 """Every view by the name that a definition calls it."""
 
