@@ -6,6 +6,7 @@ not ok has no figures: its row says how it ended, and why.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -156,7 +157,7 @@ def _breakdown(scope: Scope, panel: Panel, point: Point, training: Training) -> 
     seconds = (parts.forward_s, parts.backward_s, parts.optimizer_s)
     return (
         *(units.quantity(s, units.SECONDS) for s in seconds),
-        units.quantity(sum(seconds), units.SECONDS),
+        units.quantity(math.fsum(seconds), units.SECONDS),
         units.quantity(point.time_s.median, units.SECONDS) if point.time_s else NONE,
         attention_text(training),
     )
@@ -177,7 +178,6 @@ def _footprint(scope: Scope, panel: Panel, point: Point, training: Training) -> 
 
 def _parity(scope: Scope, panel: Panel, point: Point, training: Training) -> tuple[str, ...]:
     parity = training.parity
-    stopped = f", then stopped: {training.stopped}" if training.stopped else ""
     return (
         units.number(training.losses[-1], 5) if training.losses else NONE,
         parity_text(parity),
@@ -185,13 +185,16 @@ def _parity(scope: Scope, panel: Panel, point: Point, training: Training) -> tup
         allowed_text(parity),
         f"{parity.steps} with batch {parity.batch}",
         f"{parity.reruns} of {parity.reference}",
-        f"{training.learned_steps}{stopped}",
+        f"{training.learned_steps}{', stopped early' if training.stopped else ''}",
     )
 
 
-def _bounds(panel: Panel) -> str:
-    rules = {t.parity.rule: None for p in panel.points if (t := part(p)) is not None}
-    return f"Allowed: {'; '.join(rules)}." if rules else ""
+def _parity_note(panel: Panel) -> str:
+    runs = [(p.implementation, t) for p in panel.points if (t := part(p)) is not None]
+    rules = "; ".join(dict.fromkeys(training.parity.rule for _, training in runs))
+    stopped = "; ".join(f"{name}: {t.stopped}" for name, t in runs if t.stopped)
+    lines = [f"Allowed: {rules}." if rules else "", f"Stopped early: {stopped}." if stopped else ""]
+    return " ".join(filter(None, lines))
 
 
 def _quality_columns(scope: Scope, panel: Panel) -> tuple[str, ...]:
@@ -246,7 +249,7 @@ _SHEETS: Mapping[str, _Sheet] = {
         _fixed("last loss", "parity", "largest deviation", "nearest to the bound", "compared",
                "reruns", "steps learned"),
         _parity,
-        _bounds,
+        _parity_note,
     ),
     "quality": _Sheet(_quality_columns, _quality, _direction),
 }  # fmt: skip
