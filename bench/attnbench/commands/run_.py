@@ -58,7 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
     elif suite.kind == "generation":
         print_generation(console, records)
     _summary(console, records, file)
-    if records and suite.kind == "attention":
+    if records:
         show_page(console, arguments, suite, file)
     if stopped:
         console.print("Stopped early; the same command goes on from here.")
