@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from fused import BY_NAME, interpreted, part, run
+from fused import BIASED, BY_NAME, interpreted, part, run
 from shelf import CPU, assert_right, solve
 
 from attnbench import Problem, make_inputs
+from attnbench.battery import run_case
 from attnbench.oracle import reference
 
 # One case a feature, gradients included.
@@ -40,6 +41,14 @@ def test_the_battery_finds_nothing_wrong(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name not in QUICK])
 def test_the_rest_of_the_battery_finds_nothing_wrong(name: str) -> None:
     assert run(name).status == "ok"
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_a_learned_bias_is_refused_in_words(name: str) -> None:
+    result = run_case(interpreted(), BIASED[name], CPU)
+    assert (result.status, result.reason) == (
+        "unsupported", "does not do a learned bias on the logits",
+    )  # fmt: skip
 
 
 def test_results_repeat_to_the_bit() -> None:

@@ -22,6 +22,7 @@ from triton.runtime import driver
 import attnbench
 from attnbench import Problem, Unsupported
 from attnbench.battery import CASES, Case, run_case
+from attnbench.layer import inside
 from attnbench.offline import compiling
 from attnbench.offline.check import check
 from attnbench.offline.targets import TARGETS
@@ -40,9 +41,9 @@ def in_half(case: Case) -> Case:
 FITTING = {
     case.name: in_half(case)
     for case in CASES
-    if case.problem.mask.kind in ("full", "causal")
-    and case.problem.direction == "forward"
-    and not (case.problem.dropout_p or case.problem.alibi)
+    if (core := inside.core(case.problem)).mask.kind in ("full", "causal")
+    and core.direction == "forward"
+    and not (core.dropout_p or core.alibi or core.bias)
 }
 QUICK = (
     "seqlen-1", "seqlen-65", "cross-1x65", "cross-causal-33x96", "cross-causal-96x33",

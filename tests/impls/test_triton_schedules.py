@@ -11,16 +11,16 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from fused import BY_NAME
 from shelf import CPU, assert_right, implementation, module_of, solve
 
 from attnbench import Case, Problem, Unsupported, make_inputs
-from attnbench.battery import CASES, run_case
+from attnbench.battery import run_case
 from attnbench.offline.compiling import compile_case
 from attnbench.offline.targets import TARGETS as TARGETS_BY_NAME
 from attnbench.oracle import reference
 
 SCHEDULES = ("tiles", "persistent", "specialized")
-BY_NAME = {case.name: case for case in CASES}
 
 
 def part(name: str) -> Any:
