@@ -114,6 +114,18 @@ def _train(task: dict[str, Any], send: Send) -> None:
     train(task, send)
 
 
+def _count(task: dict[str, Any], send: Send) -> None:
+    from attnbench.train.foresee import count
+
+    count(task, send)
+
+
+def _foresee(task: dict[str, Any], send: Send) -> None:
+    from attnbench.train.foresee import foresee
+
+    foresee(task, send)
+
+
 def _battery(task: dict[str, Any], send: Send) -> None:
     from attnbench.inquiry import battery
 
@@ -168,6 +180,8 @@ _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "probe": _probe,
     "measure": _measure,
     "train": _train,
+    "count": _count,
+    "foresee": _foresee,
     "battery": _battery,
     "ceilings": _ceilings,
     "profile": _profile,
