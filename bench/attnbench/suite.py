@@ -283,7 +283,7 @@ def validate_table(model: type[Settings], data: Mapping[str, Any], path: Path, t
     """Check a table against its model; the first fault becomes one clear line."""
     where = f"{path}: [{table}]" if table else str(path)
     try:
-        return model.modelvalidate_table(data)
+        return model.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from attnbench.errors import UserError
 from attnbench.spec import Value
 from attnbench.tune.outcome import Outcome
+from attnbench.tune.space import neat
 from attnbench.tune.table import Tune
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Journal:
         """Every finished one that was told."""
         kept = self.study.get_trials(deepcopy=False)
         return [
-            Trial.from_json({**t.user_attrs[_TOLD], "number": t.number, "params": t.params})
+            Trial.from_json({**t.user_attrs[_TOLD], "number": t.number, "params": neat(t.params)})
             for t in kept
             if t.state.is_finished() and _TOLD in t.user_attrs
         ]

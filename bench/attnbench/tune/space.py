@@ -82,7 +82,7 @@ class Range:
         if step is None:
             return None
         count = math.floor((self.high - self.low) / step + 1e-9) + 1
-        return tuple(self.low + i * step for i in range(count))
+        return tuple(neat({"": self.low + i * step})[""] for i in range(count))
 
     def to_json(self) -> Any:
         """Plain values."""
@@ -123,6 +123,11 @@ class Space:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {key: dimension.to_json() for key, dimension in self.dimensions.items()}
+
+
+def neat(params: Params) -> dict[str, Value]:
+    """With floats of twelve digits: 0.1 + 0.2 and 0.3 are the same setting."""
+    return {k: float(f"{v:.12g}") if type(v) is float else v for k, v in params.items()}
 
 
 def read_space(table: Mapping[str, Any], where: str) -> Space:

@@ -1,0 +1,180 @@
+"""``attnbench tune``: search a suite's space, trial by trial, and say what is best."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from attnbench import store
+from attnbench.commands import run_
+from attnbench.commands.opening import open_for
+from attnbench.commands.tune_text import Display, print_findings, print_plan
+from attnbench.conditions import before_start
+from attnbench.errors import UserError
+from attnbench.plan import Contender, choose
+from attnbench.session import Session, reproduce
+from attnbench.suite import Suite, find_suite, load_suite
+from attnbench.train.workload import Workload
+from attnbench.tune import findings
+from attnbench.tune.foresight import WorkerForesight
+from attnbench.tune.journal import Journal
+from attnbench.tune.measuring import Measuring
+from attnbench.tune.outcome import Outcome
+from attnbench.tune.paste import as_suite
+from attnbench.tune.resolve import Resolver, Setting
+from attnbench.tune.samplers import check_sampler
+from attnbench.tune.search import Search
+from attnbench.tune.space import IMPL, Choices, Space
+from attnbench.tune.table import Tune, start_of
+
+SEARCH_FILE = ".search.json"
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Search; 0 if there is a best setting, 1 if there is none, 130 if interrupted."""
+    console = Console()
+    path = find_suite(arguments.suite, arguments.project)
+    suite = load_suite(path, arguments.set, arguments.preset)
+    tune, start = start_of(suite, arguments.set)
+    tune = tune.with_words(arguments.sampler, arguments.trials, arguments.seed)
+    check_sampler(tune)
+    with open_for(arguments, lock=not arguments.dry_run) as session:
+        tune, contenders, alone = _who(tune, suite, session)
+        file = session.results_file(suite, arguments.results, arguments.fresh)
+        journal_file = file.with_name(f"{file.stem}.tune-{_digest(tune, contenders)}.journal")
+        print_plan(console, suite, tune, session.device, journal_file)
+        if arguments.dry_run:
+            return 0
+        with contextlib.ExitStack() as stack:
+            journal = stack.enter_context(Journal(journal_file, tune))
+            kept = stack.enter_context(store.Store(file))
+            measuring = _measuring(console, arguments, session, suite, tune, kept)
+            measuring.records |= {r.id: r for r in store.load([file], suite.kind).records}
+            foresight = WorkerForesight(session.pool, [*contenders.values(), *_some(alone)])
+            resolver = Resolver(tune, start, contenders, foresight, measuring.name, alone)
+            display = stack.enter_context(Display(console, tune, journal))
+            measuring.progress = display
+            search = Search(tune, journal, resolver, measuring, measuring.recall, display)
+            with run_.graceful_interrupt(console, search):
+                before = _start(session, suite, start, measuring, display)
+                search.run()
+    found = findings.find(tune, search.trials, before)
+    best_suite = None
+    if found.best is not None and found.best.workload is not None:
+        best_suite = as_suite(
+            f"The best of {suite.title}", found.best.spec, found.best.workload,
+            suite.measure, suite.baseline,
+        )  # fmt: skip
+    told = {
+        **findings.to_json(found, tune, search.trials),
+        "suite": suite.name,
+        "title": suite.title,
+        "ended": search.ended,
+        "start": before and before.to_json(),
+        "paste": best_suite,
+    }
+    _write(file.with_name(f"{journal_file.stem}{SEARCH_FILE}"), told)
+    print_findings(console, tune, search, found, before, best_suite)
+    console.print(f"Records: {escape(str(file))}", soft_wrap=True)
+    if search.stop_requested:
+        console.print("Stopped early; the same command goes on from here.")
+        return 130
+    return 0 if found.best is not None else 1
+
+
+def _who(
+    tune: Tune, suite: Suite, session: Session
+) -> tuple[Tune, dict[str, Contender], Contender | None]:
+    """The search with the globs of ``impl`` expanded; who they name, or who attends alone."""
+    where = f"{suite.path}: [tune.space]: {IMPL}"
+    told = tune.space.dimensions.get(IMPL)
+    if isinstance(told, Choices):
+        chosen = choose(map(str, told.values), session.entries, where, suite.options, suite.kind)
+        contenders = {c.spec: c for c in chosen if c.simulated is None}
+        if not contenders:
+            raise UserError(f"{where}: all run in a simulator, whose times are no timings")
+        dimensions = {**tune.space.dimensions, IMPL: Choices(tuple(contenders))}
+        return replace(tune, space=Space(dimensions)), contenders, None
+    alone = session.contenders(suite)
+    if len(alone) != 1:
+        raise UserError(
+            f"{suite.path}: impls names {len(alone)} implementations; what is to be searched "
+            f"goes into [tune.space] as {IMPL} = [...]"
+        )
+    return tune, {}, alone[0]
+
+
+def _some(alone: Contender | None) -> list[Contender]:
+    return [] if alone is None else [alone]
+
+
+def _digest(tune: Tune, contenders: dict[str, Contender]) -> str:
+    """8 hex digits of what is searched and how; trials more or less make no other search."""
+    told = [
+        tune.space.to_json(), tune.objective, tune.loss, tune.sampler, tune.seed, tune.parameters,
+        tune.tolerance, tune.adapt, [vars(bound) for bound in tune.bounds],
+        {spec: c.entry.code for spec, c in contenders.items()},
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
+
+
+def _measuring(
+    console: Console,
+    arguments: argparse.Namespace,
+    session: Session,
+    suite: Suite,
+    tune: Tune,
+    kept: store.Store,
+) -> Measuring:
+    if kept.mended:
+        console.print(escape(kept.mended))
+    for line in before_start(session.pool.sampler):
+        console.print(f"[bold yellow]Warning:[/] {escape(line)}", soft_wrap=True)
+    limits = session.limits(suite, kept.path.parent)
+    if told := limits.settle():
+        console.print(escape(told), soft_wrap=True, highlight=False)
+
+    def command(overrides: Sequence[str]) -> str:
+        return reproduce(
+            arguments.suite,
+            device=arguments.device,
+            project=arguments.project,
+            impls_dirs=arguments.impls_dir,
+            overrides=[*arguments.set, *overrides],
+            preset=arguments.preset,
+        )
+
+    return Measuring(session, suite, tune, kept.append, command, limits)
+
+
+def _start(
+    session: Session, suite: Suite, start: Workload, measuring: Measuring, display: Display
+) -> Outcome | None:
+    """What the suite's own workload comes to with its baseline; None where it names none."""
+    if not suite.baseline:
+        return None
+    (contender, *others) = choose([suite.baseline], session.entries, f"{suite.path}: baseline")
+    if others:
+        raise UserError(f"{suite.path}: baseline = {suite.baseline!r}: the start is of one")
+    setting = Setting(start, contender, measuring.name(start, contender))
+    outcome = measuring.recall(setting)
+    if outcome is None:
+        display.start_begins(setting)
+        outcome = measuring(setting)
+    return outcome
+
+
+def _write(path: Path, told: dict[str, object]) -> None:
+    """For the page, beside the records; whole or not at all."""
+    text = json.dumps(told, ensure_ascii=False, allow_nan=False, indent=1)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
