@@ -279,7 +279,9 @@ def _apply(file: _File, override: str) -> None:
         fields[key] = value
 
 
-def validate_table(model: type[Settings], data: Mapping[str, Any], path: Path, table: str) -> Settings:
+def validate_table(
+    model: type[Settings], data: Mapping[str, Any], path: Path, table: str
+) -> Settings:
     """Check a table against its model; the first fault becomes one clear line."""
     where = f"{path}: [{table}]" if table else str(path)
     try:

@@ -187,8 +187,10 @@ def _came(tune: Tune, outcome: Outcome | None) -> str:
     if outcome is None:
         return "nothing"
     if outcome.value is None:
-        return outcome.reason if outcome.status == "ok" and outcome.reason else (
-            f"{outcome.status}: {outcome.reason}"
+        return (
+            outcome.reason
+            if outcome.status == "ok" and outcome.reason
+            else (f"{outcome.status}: {outcome.reason}")
         )
     parts = [value_in_words(tune.objective, outcome.value)]
     memory, loss = outcome.figures.get("memory"), outcome.figures.get("loss")

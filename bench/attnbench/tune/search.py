@@ -152,7 +152,7 @@ class Search:
             if size is None or (size > _MOST_LISTED and self.tune.sampler != "grid"):
                 return None
             self._listed = list(self.tune.space.combinations())
-            np.random.default_rng(seed_of(self.tune, 0)).shuffle(self._listed)  # type: ignore[arg-type]
+            np.random.default_rng(seed_of(self.tune, 0)).shuffle(self._listed)
         left = (params for params in self._listed if _key(params) not in self._seen)
         return next(left, None)
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -115,8 +115,12 @@ class Tune:
         """
         if sampler is not None and sampler not in get_args(Sampler):
             raise unknown("sampler", sampler, get_args(Sampler), "--sampler")
-        told = {"sampler": sampler, "trials": trials, "seed": seed}
-        tune = replace(self, **{k: v for k, v in told.items() if v is not None})
+        tune = replace(
+            self,
+            sampler=self.sampler if sampler is None else cast(Sampler, sampler),
+            trials=self.trials if trials is None else trials,
+            seed=self.seed if seed is None else seed,
+        )
         _check_sampler(tune, "--sampler")
         return tune
 

@@ -83,7 +83,8 @@ PRESETS: Mapping[str, Preset] = {
 def sized(workload: Workload) -> Preset:
     """The preset of a workload, with the sizes that the workload changes.
 
-    d_ff follows d_model, unless it is given. heads_kv follows heads, in the preset's proportion where it can.
+    d_ff follows d_model, unless it is given. heads_kv follows heads, in the preset's proportion
+    where it can.
 
     Raises:
         UserError: unknown name, or a change that the architecture does not know.
