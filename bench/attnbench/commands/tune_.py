@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -34,8 +33,7 @@ from attnbench.tune.samplers import check_sampler
 from attnbench.tune.search import Search
 from attnbench.tune.space import IMPL, Choices, Space
 from attnbench.tune.table import Tune, start_of
-
-SEARCH_FILE = ".search.json"
+from attnbench.tune.told import SEARCH_FILE, tell, write
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -73,17 +71,11 @@ def main(arguments: argparse.Namespace) -> int:
             f"The best of {suite.title}", found.best.spec, found.best.workload,
             suite.measure, suite.baseline,
         )  # fmt: skip
-    told = {
-        **findings.to_json(found, tune, search.trials),
-        "suite": suite.name,
-        "title": suite.title,
-        "ended": search.ended,
-        "start": before and before.to_json(),
-        "paste": best_suite,
-    }
-    _write(file.with_name(f"{journal_file.stem}{SEARCH_FILE}"), told)
+    told = tell(suite, tune, search, found, before, best_suite)
+    write(file.with_name(f"{journal_file.stem}{SEARCH_FILE}"), told)
     print_findings(console, tune, search, found, before, best_suite)
     console.print(f"Records: {escape(str(file))}", soft_wrap=True)
+    run_.show_page(console, arguments, suite, file)
     if search.stop_requested:
         console.print("Stopped early; the same command goes on from here.")
         return 130
@@ -170,11 +162,3 @@ def _start(
         display.start_begins(setting)
         outcome = measuring(setting)
     return outcome
-
-
-def _write(path: Path, told: dict[str, object]) -> None:
-    """For the page, beside the records; whole or not at all."""
-    text = json.dumps(told, ensure_ascii=False, allow_nan=False, indent=1)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,14 +15,24 @@ from attnbench.plan import Point
 from attnbench.progress import duration
 from attnbench.record import Record
 from attnbench.report import units
-from attnbench.stats import Interval
 from attnbench.suite import Suite
-from attnbench.tune.findings import Findings, measured
+from attnbench.tune.findings import Findings
 from attnbench.tune.journal import Journal, Trial
 from attnbench.tune.outcome import Outcome
 from attnbench.tune.resolve import Setting
 from attnbench.tune.search import Search, refusals
 from attnbench.tune.table import Tune
+from attnbench.tune.words import (
+    bound_in_words,
+    came,
+    counted,
+    dimension_in_words,
+    gain_in_words,
+    goal,
+    in_words,
+    said,
+    value_in_words,
+)
 
 
 class Display:
@@ -59,10 +68,8 @@ class Display:
             self._spent.append(time.monotonic() - self._began)
         if trial.origin == "journal":
             return  # nothing new; counted in the end
-        came = trial.refused and f"cannot be: {trial.refused}"
-        came = came or _came(self._tune, trial.outcome)
-        said = " (had a record)" if trial.origin == "records" else ""
-        line = f"trial {trial.number}: {in_words(trial.params)} → {came}{said}"
+        known = " (had a record)" if trial.origin == "records" else ""
+        line = f"trial {trial.number}: {in_words(trial.params)} → {said(self._tune, trial)}{known}"
         self._console.print(escape(line), highlight=False, soft_wrap=True)
 
     def group_begins(self, group: Sequence[Point]) -> None:
@@ -98,12 +105,12 @@ def print_plan(console: Console, suite: Suite, tune: Tune, device: str, journal:
     """What is searched, by whom, and where the journal is."""
     size = tune.space.size
     settings = "no end of settings" if size is None else units.count(size, "setting")
-    console.print(f"[bold]{escape(suite.title)}[/] on {device}: {escape(_goal(tune))}")
+    console.print(f"[bold]{escape(suite.title)}[/] on {device}: {escape(goal(tune))}")
     console.print(f"{settings}, {tune.sampler}, up to {units.count(tune.wanted, 'trial')}")
     for key, dimension in tune.space.to_json().items():
-        console.print(escape(f"    {key}: {_dimension(dimension)}"), soft_wrap=True)
+        console.print(escape(f"    {key}: {dimension_in_words(dimension)}"), soft_wrap=True)
     for bound in tune.bounds:
-        console.print(escape(f"    within {_bound(bound.figure, bound.label, bound.most)}"))
+        console.print(escape(f"    within {bound_in_words(bound)}"))
     console.print(f"Journal: {escape(str(journal))}", soft_wrap=True)
 
 
@@ -121,13 +128,13 @@ def print_findings(
     for reason, count in list(refusals(search.trials).items())[:5]:
         console.print(escape(f"    {count} × cannot be: {reason}"), soft_wrap=True)
     if start is not None:
-        console.print(escape(f"Start: {_came(tune, start)}"), soft_wrap=True)
+        console.print(escape(f"Start: {came(tune, start)}"), soft_wrap=True)
     if found.best is None:
         console.print("[bold red]No setting was measured, right, and within every bound.[/]")
         return
     best = found.best
     console.print(f"[bold green]Best:[/] {escape(in_words(best.params))}", soft_wrap=True)
-    console.print(escape(f"    {_came(tune, best.outcome)}"), soft_wrap=True)
+    console.print(escape(f"    {came(tune, best.outcome)}"), soft_wrap=True)
     if found.gain is not None:
         console.print(escape(f"    {gain_in_words(found.gain)}"), soft_wrap=True)
     if found.ties:
@@ -135,7 +142,7 @@ def print_findings(
             f"    a tie with {units.count(len(found.ties), 'other')}, whose intervals overlap:"
         )
         for trial in found.ties[:5]:
-            line = f"      {in_words(trial.params)}: {_came(tune, trial.outcome)}"
+            line = f"      {in_words(trial.params)}: {came(tune, trial.outcome)}"
             console.print(escape(line), soft_wrap=True)
     _print_front(console, tune, found)
     if found.importance_absent:
@@ -146,75 +153,6 @@ def print_findings(
     if best_suite is not None:
         console.print("\n[bold]To paste[/], as suites/best.toml for `attnbench run best`:\n")
         console.print(escape(best_suite), highlight=False, soft_wrap=True)
-
-
-def in_words(params: Mapping[str, Any]) -> str:
-    """``heads=4 impl=naive``."""
-    return " ".join(f"{k}={v:g}" if type(v) is float else f"{k}={v}" for k, v in params.items())
-
-
-def counted(trials: Sequence[Trial]) -> str:
-    """How many trials there were, and what became of them."""
-    settings = measured(trials)
-    ok = sum(t.outcome is not None and t.outcome.is_feasible for t in settings)
-    recalled = sum(t.origin == "records" for t in settings)
-    again = sum(t.origin == "journal" for t in trials)
-    refused = len({tuple(t.params.items()) for t in trials if t.refused})
-    parts = [f"{len(settings)} tried, {ok} of them right and within bounds"]
-    parts += [f"{recalled} had a record"] * bool(recalled)
-    parts += [f"{refused} cannot be, at no cost"] * bool(refused)
-    parts += [f"{units.count(again, 'draw')} of what was known, answered from the journal"] * bool(
-        again
-    )
-    return "; ".join(parts)
-
-
-def gain_in_words(gain: Interval) -> str:
-    """How the best beats the start, or that it cannot be told."""
-    text = f"{gain.median:.3g} times as good as the start [{gain.low:.3g}–{gain.high:.3g}]"
-    return text if gain.low > 1 else f"{text}: not told apart from it"
-
-
-def value_in_words(objective: str, value: Interval) -> str:
-    """With its unit and interval."""
-    if objective == "tokens_per_s":
-        return f"{value.median:,.0f} tokens/s [{value.low:,.0f}–{value.high:,.0f}]"
-    return units.interval(value, units.SECONDS)
-
-
-def _came(tune: Tune, outcome: Outcome | None) -> str:
-    """What an outcome is, in a line."""
-    if outcome is None:
-        return "nothing"
-    if outcome.value is None:
-        return (
-            outcome.reason
-            if outcome.status == "ok" and outcome.reason
-            else (f"{outcome.status}: {outcome.reason}")
-        )
-    parts = [value_in_words(tune.objective, outcome.value)]
-    memory, loss = outcome.figures.get("memory"), outcome.figures.get("loss")
-    parts += [units.quantity(memory, units.BYTES)] if memory is not None else []
-    parts += [f"loss {loss:.4g}"] if loss is not None else []
-    for bound in tune.bounds:
-        if outcome.gaps.get(bound.figure, 0.0) > 0:
-            parts.append(f"not within {_bound(bound.figure, bound.label, bound.most)}")
-    return ", ".join(parts)
-
-
-def _bound(figure: str, label: str, most: float | None) -> str:
-    return f"memory ≤ {units.quantity(most, units.BYTES)}" if figure == "memory" and most else label
-
-
-def _goal(tune: Tune) -> str:
-    return "most tokens/s" if tune.is_maximized else f"least time to loss {tune.loss:g}"
-
-
-def _dimension(told: Any) -> str:
-    if isinstance(told, list):
-        return ", ".join(map(str, told))
-    extra = f", step {told['step']:g}" if "step" in told else ", log" if "log" in told else ""
-    return f"{told['low']:g} to {told['high']:g}{extra}"
 
 
 def _print_front(console: Console, tune: Tune, found: Findings) -> None:

@@ -81,6 +81,12 @@ class Pictures(_View):
     view: Literal["pictures"]
 
 
+class Search(_View):
+    """Searches of ``attnbench tune`` beside the records; shown where there are any."""
+
+    view: Literal["search"]
+
+
 class Winners(_View):
     """Crossover table: who is fastest at every value of the axis."""
 
@@ -118,14 +124,14 @@ class Reproduce(_View):
 
 
 View = (
-    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Winners | Telemetry | Support
-    | PointsTable | EnvironmentTable | Reproduce
+    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Search | Winners | Telemetry
+    | Support | PointsTable | EnvironmentTable | Reproduce
 )  # fmt: skip
 
 _BY_NAME: Mapping[str, type[_View]] = {
     "verdicts": Verdicts, "rate": Lines, "latency": Lines, "speedup": Speedup, "memory": Lines,
-    "error": Accuracy, "pareto": Pareto, "pictures": Pictures, "winners": Winners,
-    "telemetry": Telemetry, "support": Support, "points": PointsTable,
+    "error": Accuracy, "pareto": Pareto, "pictures": Pictures, "search": Search,
+    "winners": Winners, "telemetry": Telemetry, "support": Support, "points": PointsTable,
     "environment": EnvironmentTable, "reproduce": Reproduce,
 }  # fmt: skip
 """Every view by the name that a definition calls it."""

@@ -33,6 +33,9 @@ from attnbench.report.fields import LABELS, label
 from attnbench.report.pictures import PictureView
 from attnbench.report.points import Point
 from attnbench.report.profiles import Profile
+from attnbench.report.searches import HEIGHT as SEARCH_HEIGHT
+from attnbench.report.searches import WIDTH as SEARCH_WIDTH
+from attnbench.report.searches import SearchView
 from attnbench.report.simulated import SimulatedView
 from attnbench.report.style import Look
 from attnbench.report.sweep import Panel, Scope
@@ -90,6 +93,12 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
         "float64. Total variation is the distance from it: 0 is the same, 1 is on other keys "
         "altogether, and more takes negative weights. These belong to the machine, and no filter "
         "acts on them.",
+    ),
+    "search": (
+        "Search",
+        "What attnbench tune tried, and what came out. Each trial was measured in a process of "
+        "its own; the best has the best median among those that are right and within every bound, "
+        "and whose interval overlaps its interval is a tie. No filter acts on this.",
     ),
     "telemetry": (
         "The machine meanwhile",
@@ -155,6 +164,7 @@ def page(
     checks: Sequence[CheckView] = (),
     simulated: SimulatedView | None = None,
     pictures: Sequence[PictureView] = (),
+    searches: Sequence[SearchView] = (),
 ) -> str:
     """The HTML text. The same records give the same bytes."""
     bundle, script = _bundle(), _asset("page.js")
@@ -164,7 +174,7 @@ def page(
         definition=definition,
         texts=_TEXTS,
         scopes=views,
-        hidden_views=_hidden(scopes, pictures),
+        hidden_views=_hidden(scopes, pictures) | (set() if searches else {"search"}),
         looks=list(looks.values()),
         looks_by_name=looks,
         filters=filter_values(scopes),
@@ -176,6 +186,8 @@ def page(
         simulated=simulated,
         simulated_columns=simulated_points.COLUMNS,
         pictures=pictures,
+        searches=searches,
+        search_size=(SEARCH_WIDTH, SEARCH_HEIGHT),
         statuses=tables.MEANINGS,
         policy=_policy(bundle, script),
         css=Markup(_asset("page.css")),

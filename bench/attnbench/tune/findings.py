@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from attnbench.stats import Interval
 from attnbench.tune.journal import Trial
@@ -140,23 +139,3 @@ def _importance(tune: Tune, trials: Sequence[Trial]) -> tuple[dict[str, float], 
             study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
         )
     return dict(found), None
-
-
-def to_json(findings: Findings, tune: Tune, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Plain values: what the page shows."""
-    gain = findings.gain
-    return {
-        "objective": tune.objective,
-        "loss": tune.loss or None,
-        "sampler": tune.sampler,
-        "seed": tune.seed,
-        "space": tune.space.to_json(),
-        "bounds": [bound.label for bound in tune.bounds],
-        "trials": [trial.to_json() for trial in trials],
-        "best": findings.best.number if findings.best else None,
-        "ties": [trial.number for trial in findings.ties],
-        "pareto": [trial.number for trial in findings.pareto],
-        "importance": dict(findings.importance),
-        "importance_absent": findings.importance_absent,
-        "gain": vars(gain) if gain else None,
-    }
