@@ -5,6 +5,7 @@ The chart is drawn here, as shapes in an SVG: objective against memory, a dot a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from attnbench.tune.told import SEARCH_FILE, Told, ToldTrial
 WIDTH, HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 16, 12, 44  # room for the labels of the axes
 _PAD = 0.08  # of the data's range, on each side
-_TICKS = 4
+_TICKS = 4  # about as many
 _RADIUS = (4.0, 10.0)  # of the lowest and of the highest loss
 
 
@@ -97,8 +98,8 @@ def search_view(told: Told) -> SearchView:
     return SearchView(
         told,
         dots,
-        [Tick(x(v), units.tick(v, units.BYTES)) for v in x.ticks()],
-        [Tick(y(v), units.number(v)) for v in y.ticks()],
+        [Tick(x(v), units.tick(v, units.BYTES)) for v in x.ticks(_size(max(memories)))],
+        [Tick(y(v), f"{v:,.6g}") for v in y.ticks(1.0)],
         label,
     )
 
@@ -114,8 +115,17 @@ class _Scale:
     def __call__(self, value: float) -> float:
         return round(self._begin + (value - self._low) / self._span * self._length, 1)
 
-    def ticks(self) -> list[float]:
-        return [self._low + self._span * (i + 0.5) / _TICKS for i in range(_TICKS)]
+    def ticks(self, unit: float) -> list[float]:
+        """Round numbers of a unit: 1, 2 or 5 times a power of ten apart."""
+        wanted = self._span / _TICKS / unit
+        power = 10.0 ** math.floor(math.log10(wanted))
+        step = unit * power * min((1, 2, 5, 10), key=lambda n: abs(n * power - wanted))
+        first, last = math.ceil(self._low / step), math.floor((self._low + self._span) / step)
+        return [i * step for i in range(first, last + 1)]
+
+
+def _size(value: float) -> float:
+    return units.unit_for(value, units.BYTES).size
 
 
 def _radius(loss: float | None, losses: Sequence[float]) -> float:
