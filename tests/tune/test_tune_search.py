@@ -27,6 +27,13 @@ from attnbench.tune.samplers import make_sampler
 from attnbench.tune.search import Search
 
 HALF = 48  # of the grid's 96 trials
+SMALL = {**planted.SPACE, "impl": ["odd", "quick"], "precision": ["bf16"]}  # 24 settings
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times as fast; tests that kill a process start one, which does wait."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 class Counting:
@@ -88,7 +95,7 @@ def test_tpe_does_so_for_ten_seeds_and_random_draws_do_not(tmp_path: Path) -> No
 
 
 def test_less_is_better_where_time_is_the_objective(tmp_path: Path) -> None:
-    tune = tune_of(sampler="grid", objective="time_to_loss", loss=1.0)
+    tune = tune_of(sampler="grid", space=SMALL, objective="time_to_loss", loss=1.0)
     search = run(tmp_path / "j", tune, measure=lambda s: outcome(s, 1e4 / planted.speed(s)))
     found = find(tune, search.trials)
     assert found.best is not None
@@ -99,7 +106,7 @@ def test_less_is_better_where_time_is_the_objective(tmp_path: Path) -> None:
 
 
 def test_the_best_is_within_every_bound(tmp_path: Path) -> None:
-    tune = tune_of(sampler="grid", constraints={"memory": 1000})
+    tune = tune_of(sampler="grid", space=SMALL, constraints={"memory": 1000})
 
     def measure(setting: Setting) -> Outcome:
         memory = 100.0 * setting.workload.batch  # batch 16, of the best, is too large
@@ -162,10 +169,11 @@ def test_who_says_unsupported_or_is_unavailable_is_not_measured(tmp_path: Path) 
 
     measure = Counting()
     search = run(
-        tmp_path / "j", tune_of(sampler="grid"), measure=measure, foresight=Foresight(refuses)
-    )
-    assert len(measure.asked) == search.tried == 96 - 18
-    assert sum(t.refused == "odd: does one head only" for t in search.trials) == 18
+        tmp_path / "j", tune_of(sampler="grid", space=SMALL), measure=measure,
+        foresight=Foresight(refuses),
+    )  # fmt: skip
+    assert len(measure.asked) == search.tried == 24 - 9
+    assert sum(t.refused == "odd: does one head only" for t in search.trials) == 9
 
 
 def test_unavailable_implementations_are_refused_for_free() -> None:
@@ -189,13 +197,16 @@ def test_a_space_in_which_nothing_can_be_is_refused_before_it_begins(
 @pytest.mark.parametrize(
     "space", [{"heads": [1, 2], "impl": ["odd"]}, {"lr": {"low": 1e-4, "high": 1e-2}}]
 )
-def test_a_space_that_everybody_refuses_ends(tmp_path: Path, space: dict[str, object]) -> None:
+def test_a_space_that_everybody_refuses_ends(
+    tmp_path: Path, space: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What only a worker can tell, drawn from a space with an end and from one without."""
+    monkeypatch.setattr("attnbench.tune.search._REFUSED_IN_A_ROW", 20)
     tune = tune_of(sampler="random", trials=5, space={"impl": ["odd"], **space})
     foresight = Foresight(lambda workload, contender: "never")
     search = run(tmp_path / "j", tune, foresight=foresight)
     assert search.tried == 0
-    assert "every setting" in search.ended or "200 draws in a row cannot be" in search.ended
+    assert "every setting" in search.ended or "20 draws in a row cannot be" in search.ended
 
 
 # ---- the count of parameters --------------------------------------------------------------
@@ -234,15 +245,15 @@ def test_layers_that_are_too_coarse_for_the_tolerance_are_refused() -> None:
 def test_stopped_and_resumed_it_repeats_none_and_draws_as_if_it_had_not_been(
     tmp_path: Path, sampler: str
 ) -> None:
-    tune = tune_of(sampler=sampler, trials=20)
+    tune = tune_of(sampler=sampler, trials=14)
     asked: list[str] = []
-    for stop_after in (7, 6, 10**9):
+    for stop_after in (5, 4, 10**9):
         measure = Counting(stop_after)
         with Journal(tmp_path / "j", tune) as journal:
             measure.search = search_in(journal, tune, measure)
             measure.search.run()
         asked += measure.asked
-    assert len(asked) == len(set(asked)) == 20
+    assert len(asked) == len(set(asked)) == 14
     whole = Counting()
     run(tmp_path / "whole", tune, measure=whole)
     assert asked == whole.asked
@@ -255,14 +266,14 @@ def test_what_has_a_record_is_not_measured_again(tmp_path: Path) -> None:
     def measure(setting: Setting) -> Outcome:
         return records.setdefault(setting.id, outcome(setting))
 
-    run(tmp_path / "one", tune_of(sampler="grid", trials=60), measure=measure)
+    run(tmp_path / "one", tune_of(sampler="tpe", space=SMALL, trials=10), measure=measure)
     again = Counting()
     search = run(
-        tmp_path / "two", tune_of(sampler="grid"), measure=again,
+        tmp_path / "two", tune_of(sampler="grid", space=SMALL), measure=again,
         recall=lambda setting: records.get(setting.id),
     )  # fmt: skip
-    assert len(again.asked) == 36
-    assert sum(t.origin == "records" for t in search.trials) == 60
+    assert len(again.asked) == 14
+    assert sum(t.origin == "records" for t in search.trials) == 10
 
 
 def test_a_setting_drawn_twice_is_answered_by_the_journal(tmp_path: Path) -> None:
@@ -302,7 +313,7 @@ def test_interrupted_in_a_process_and_resumed_it_repeats_none(
     journal, log = tmp_path / "j", tmp_path / "log"
     words = [sys.executable, planted.__file__, str(journal), str(log), "tpe"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while not log.exists() or len(log.read_text().split()) < 5:
             assert process.poll() is None, "it ended before it could be interrupted"

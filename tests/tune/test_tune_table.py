@@ -71,7 +71,7 @@ def suite(folder: Path, tune: str = "", space: str = "heads = [1, 2]", text: str
         ("", "impl = [3]", "impl must be of type str, got 3"),
         ("", "impl = {low = 1, high = 2}", "implementations have no range"),
         ("", "lr = {low = 1e-4}", "lr: high is missing"),
-        ("", "lr = {low = 1e-4, high = 1e-2, lgo = true}", "did you mean 'log'?"),
+        ("", "lr = {low = 1e-4, high = 1e-2, lgo = true}", "lr: unknown key 'lgo'; allowed: low"),
         ("", "lr = {low = 1e-2, high = 1e-4}", "low 0.01 must be less than high 0.0001"),
         ("", "lr = {low = 'a', high = 1}", "low must be a number, got 'a'"),
         ("", "lr = {low = 1e-4, high = 1e-2, log = 1}", "log must be true or false, got 1"),
