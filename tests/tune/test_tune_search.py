@@ -122,9 +122,7 @@ def test_the_best_is_within_every_bound(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_samplers_live_with_bounds_that_nothing_keeps(tmp_path: Path, sampler: str) -> None:
     tune = tune_of(sampler=sampler, trials=12, constraints={"memory": 1})
-    search = run(
-        tmp_path / "j", tune, measure=lambda s: replace(outcome(s), gaps={"memory": 1e6})
-    )
+    search = run(tmp_path / "j", tune, measure=lambda s: replace(outcome(s), gaps={"memory": 1e6}))
     assert search.tried == 12
     assert find(tune, search.trials).best is None
 

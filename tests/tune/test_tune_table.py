@@ -109,7 +109,7 @@ def test_the_rest_of_the_suite_must_be_one_start(
     tmp_path: Path, text: str, sets: list[str], told: str
 ) -> None:
     loaded = load_suite(suite(tmp_path, text=text), sets)
-    with pytest.raises(UserError, match="^[^\n]+$") as caught:
+    with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         start_of(loaded, sets)
     assert told in str(caught.value)
 

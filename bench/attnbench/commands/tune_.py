@@ -46,8 +46,9 @@ def main(arguments: argparse.Namespace) -> int:
     check_sampler(tune)
     with open_for(arguments, lock=not arguments.dry_run) as session:
         tune, contenders, alone = _who(tune, suite, session)
+        everybody = [*contenders.values(), *([alone] if alone else [])]
         file = session.results_file(suite, arguments.results, arguments.fresh)
-        journal_file = file.with_name(f"{file.stem}.tune-{_digest(tune, contenders)}.journal")
+        journal_file = file.with_name(f"{file.stem}.tune-{_digest(tune, everybody)}.journal")
         print_plan(console, suite, tune, session.device, journal_file)
         if arguments.dry_run:
             return 0
@@ -56,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
             kept = stack.enter_context(store.Store(file))
             measuring = _measuring(console, arguments, session, suite, tune, kept)
             measuring.records |= {r.id: r for r in store.load([file], suite.kind).records}
-            foresight = WorkerForesight(session.pool, [*contenders.values(), *_some(alone)])
+            foresight = WorkerForesight(session.pool, everybody)
             resolver = Resolver(tune, start, contenders, foresight, measuring.name, alone)
             display = stack.enter_context(Display(console, tune, journal))
             measuring.progress = display
@@ -89,7 +90,8 @@ def _who(
     where = f"{suite.path}: [tune.space]: {IMPL}"
     told = tune.space.dimensions.get(IMPL)
     if isinstance(told, Choices):
-        chosen = choose(map(str, told.values), session.entries, where, suite.options, suite.kind)
+        of_kind = [e for e in session.entries if e.kind in suite.kinds]
+        chosen = choose(map(str, told.values), of_kind, where, suite.options, suite.kind)
         contenders = {c.spec: c for c in chosen if c.simulated is None}
         if not contenders:
             raise UserError(f"{where}: all run in a simulator, whose times are no timings")
@@ -104,16 +106,12 @@ def _who(
     return tune, {}, alone[0]
 
 
-def _some(alone: Contender | None) -> list[Contender]:
-    return [] if alone is None else [alone]
-
-
-def _digest(tune: Tune, contenders: dict[str, Contender]) -> str:
+def _digest(tune: Tune, contenders: Sequence[Contender]) -> str:
     """8 hex digits of what is searched and how; trials more or less make no other search."""
     told = [
         tune.space.to_json(), tune.objective, tune.loss, tune.sampler, tune.seed, tune.parameters,
         tune.tolerance, tune.adapt, [vars(bound) for bound in tune.bounds],
-        {spec: c.entry.code for spec, c in contenders.items()},
+        {c.spec: c.entry.code for c in contenders},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 

@@ -135,6 +135,8 @@ def fit(workload: Workload, target: int, tune: Tune, foresight: Foresight) -> Wo
     low, high = counts
     if isinstance(low, str) or isinstance(high, str):
         return Refused(next(str(c) for c in counts if isinstance(c, str)))
+    if low == high:
+        return Refused(f"parameters: {name} does not change how many the model has")
     exact = one + (target - low) * (two - one) / (high - low)
     rounded = round(exact)
     if name == "d_ff" and rounded >= _MULTIPLE:
