@@ -74,7 +74,7 @@ def main(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
     told = tell(suite, tune, search, found, before, best_suite)
     write(file.with_name(f"{journal_file.stem}{SEARCH_FILE}"), told)
-    print_findings(console, tune, search, found, before, best_suite)
+    print_findings(console, tune, search, found, before, best_suite, suite.measure.processes)
     console.print(f"Records: {escape(str(file))}", soft_wrap=True)
     run_.show_page(console, arguments, suite, file)
     if search.stop_requested:

@@ -25,6 +25,7 @@ from attnbench.tune.table import Tune
 from attnbench.tune.words import (
     bound_in_words,
     came,
+    caution,
     counted,
     dimension_in_words,
     gain_in_words,
@@ -121,8 +122,9 @@ def print_findings(
     found: Findings,
     start: Outcome | None,
     best_suite: str | None,
+    processes: int,
 ) -> None:
-    """Best, ties, Pareto, importance, and what to paste."""
+    """Best, ties, Pareto, importance, and what to paste; ``processes`` each trial had."""
     console.print()
     console.print(escape(f"{counted(search.trials)}: {search.ended}."), soft_wrap=True)
     for reason, count in list(refusals(search.trials).items())[:5]:
@@ -144,6 +146,8 @@ def print_findings(
         for trial in found.ties[:5]:
             line = f"      {in_words(trial.params)}: {came(tune, trial.outcome)}"
             console.print(escape(line), soft_wrap=True)
+    if told := caution(processes):
+        console.print(f"    {told}", soft_wrap=True)
     _print_front(console, tune, found)
     if found.importance_absent:
         console.print(f"Importance is not told: {found.importance_absent}.")

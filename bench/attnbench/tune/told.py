@@ -20,6 +20,7 @@ from attnbench.tune.table import Tune
 from attnbench.tune.words import (
     bound_in_words,
     came,
+    caution,
     counted,
     dimension_in_words,
     gain_in_words,
@@ -67,6 +68,7 @@ class Told(BaseModel):
     best: str | None = None
     best_said: str | None = None
     gain: str | None = None
+    caution: str | None = None
     ties: list[str] = []
     refusals: dict[str, int] = {}
     importance: dict[str, float] = Field({}, description="shares that sum to 1")
@@ -107,6 +109,7 @@ def tell(
         best=None if best is None else in_words(best.params),
         best_said=None if best is None else said(tune, best),
         gain=None if found.gain is None else gain_in_words(found.gain),
+        caution=caution(suite.measure.processes),
         ties=[f"{in_words(t.params)}: {said(tune, t)}" for t in found.ties],
         refusals=refusals(search.trials),
         importance=dict(found.importance),

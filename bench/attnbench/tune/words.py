@@ -40,6 +40,16 @@ def gain_in_words(gain: Interval) -> str:
     return text if gain.low > 1 else f"{text}: not told apart from it"
 
 
+def caution(processes: int) -> str | None:
+    """What the intervals do not know, where each is of one process; None where they do."""
+    if processes > 1:
+        return None
+    return (
+        "Each interval is of one process, and the best of many figures is a little lucky: measure "
+        "the suite below once more, or search with --set measure.processes=3."
+    )
+
+
 def value_in_words(objective: str, value: Interval) -> str:
     """With its unit and interval."""
     if objective == "tokens_per_s":
