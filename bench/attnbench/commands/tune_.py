@@ -92,9 +92,11 @@ def _who(
     if isinstance(told, Choices):
         of_kind = [e for e in session.entries if e.kind in suite.kinds]
         chosen = choose(map(str, told.values), of_kind, where, suite.options, suite.kind)
-        contenders = {c.spec: c for c in chosen if c.simulated is None}
-        if not contenders:
-            raise UserError(f"{where}: all run in a simulator, whose times are no timings")
+        for contender in chosen:
+            if contender.simulated is not None:
+                how = f"{contender.spec} runs {contender.simulated}"
+                raise UserError(f"{where}: {how}: its times are no timings")
+        contenders = {c.spec: c for c in chosen}
         dimensions = {**tune.space.dimensions, IMPL: Choices(tuple(contenders))}
         return replace(tune, space=Space(dimensions)), contenders, None
     alone = session.contenders(suite)
