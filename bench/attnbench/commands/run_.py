@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     if suite.kind == "training":
         print_training(console, records)
     _summary(console, records, file)
-    if records and suite.kind == "attention":
+    if records:
         show_page(console, arguments, suite, file)
     if stopped:
         console.print("Stopped early; the same command goes on from here.")

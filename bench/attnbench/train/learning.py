@@ -45,6 +45,7 @@ def learn(
     alive: Callable[[], None] = lambda: None,
     *,
     evaluate: bool = True,
+    most: int | None = None,
 ) -> Curve:
     """Train for the workload's steps.
 
@@ -54,8 +55,10 @@ def learn(
         seed: of dropout and token noise.
         alive: called every second or so.
         evaluate: whether to look at validation batches, and stop early by them.
+        most: steps after which to end in any case; the schedule stays that of all steps.
     """
-    workload, steps = trainer.workload, trainer.workload.steps
+    workload = trainer.workload
+    steps = workload.steps if most is None else min(most, workload.steps)
     torch.manual_seed(seed)
     trainer.model.train()
     losses = torch.empty(steps, device=trainer.device)
