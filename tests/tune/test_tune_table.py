@@ -155,6 +155,21 @@ def test_sizes_and_values_of_ranges() -> None:
     assert Range(1e-4, 1e-2, log=True).grid() is None
 
 
+def test_draws_have_as_many_digits_as_mean_something_and_choices_all_of_theirs() -> None:
+    """A rounded draw stays within its range, and what a step made twice is one setting."""
+    space = {
+        "lr": {"low": 1.00004e-3, "high": 9.99996e-3}, "weight_decay": [0.123456789],
+        "dropout": {"low": 0.0, "high": 0.5, "step": 0.1}, "batch": {"low": 1, "high": 100_000},
+    }  # fmt: skip
+    neat = read_tune(Path("x"), {"space": space}).space.neat
+    assert neat({"lr": 0.00333940174015}) == {"lr": 0.003339}
+    assert neat({"lr": 0.00999995}) == {"lr": 9.99996e-3}
+    assert neat({"lr": 0.00100004}) == {"lr": 1.00004e-3}
+    assert neat({"weight_decay": 0.123456789, "dropout": 0.1 + 0.2, "batch": 98765}) == {
+        "weight_decay": 0.123456789, "dropout": 0.3, "batch": 98765,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [

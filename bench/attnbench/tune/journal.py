@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from attnbench.errors import UserError
 from attnbench.spec import Value
 from attnbench.tune.outcome import Outcome
-from attnbench.tune.space import neat
 from attnbench.tune.table import Tune
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class Journal:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        self.path = path
+        self.path, self._neat = path, tune.space.neat
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._held = open(path, "ab+")  # noqa: SIM115 - lives as long as the journal
@@ -105,7 +104,9 @@ class Journal:
         """Every finished one that was told."""
         kept = self.study.get_trials(deepcopy=False)
         return [
-            Trial.from_json({**t.user_attrs[_TOLD], "number": t.number, "params": neat(t.params)})
+            Trial.from_json(
+                {**t.user_attrs[_TOLD], "number": t.number, "params": self._neat(t.params)}
+            )
             for t in kept
             if t.state.is_finished() and _TOLD in t.user_attrs
         ]

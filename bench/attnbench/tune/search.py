@@ -17,7 +17,7 @@ from attnbench.tune.journal import Journal, Trial
 from attnbench.tune.outcome import Outcome
 from attnbench.tune.resolve import Refused, Resolver, Setting
 from attnbench.tune.samplers import make_sampler, seed_of
-from attnbench.tune.space import Params, neat
+from attnbench.tune.space import Params
 from attnbench.tune.table import Tune
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Search:
 
     def _try(self, drawn: optuna.Trial) -> Trial:
         """What the trial comes to, told to the journal."""
-        params = neat(drawn.params)
+        params = self.tune.space.neat(drawn.params)
         same = next((t for t in self.trials if _key(t.params) == _key(params)), None)
         if same is not None and same.refused:
             trial = Trial(drawn.number, params, refused=same.refused, origin="journal")

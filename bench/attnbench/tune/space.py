@@ -82,7 +82,18 @@ class Range:
         if step is None:
             return None
         count = math.floor((self.high - self.low) / step + 1e-9) + 1
-        return tuple(neat({"": self.low + i * step})[""] for i in range(count))
+        return tuple(self.neat(self.low + i * step) for i in range(count))
+
+    def neat(self, value: Value) -> Value:
+        """A drawn number with as many digits as mean something.
+
+        Four where every number may be drawn, so that people can read and paste it; twelve
+        where there are steps, because 0.1 + 0.2 and 0.3 are the same setting.
+        """
+        if type(value) is not float:
+            return value
+        rounded = float(f"{value:.4g}" if self.step is None else f"{value:.12g}")
+        return min(max(rounded, self.low), self.high)
 
     def to_json(self) -> Any:
         """Plain values."""
@@ -116,6 +127,11 @@ class Space:
         for values in itertools.product(*grids):
             yield dict(zip(self.dimensions, values, strict=True))
 
+    def neat(self, params: Params) -> dict[str, Value]:
+        """A draw as it is measured and told; see :meth:`Range.neat`."""
+        told = ((key, value, self.dimensions[key]) for key, value in params.items())
+        return {key: d.neat(value) if isinstance(d, Range) else value for key, value, d in told}
+
     def distributions(self) -> dict[str, BaseDistribution]:
         """As Optuna has them."""
         return {key: d.distribution() for key, d in self.dimensions.items()}
@@ -123,11 +139,6 @@ class Space:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {key: dimension.to_json() for key, dimension in self.dimensions.items()}
-
-
-def neat(params: Params) -> dict[str, Value]:
-    """With floats of twelve digits: 0.1 + 0.2 and 0.3 are the same setting."""
-    return {k: float(f"{v:.12g}") if type(v) is float else v for k, v in params.items()}
 
 
 def read_space(table: Mapping[str, Any], where: str) -> Space:
