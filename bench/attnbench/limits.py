@@ -89,12 +89,15 @@ class Limits:
 
     def training_fault(self, training: Training, samples: Samples) -> str | None:
         """What is wrong with a step that beats every product that was measured here."""
+        return self.model_fault(training.flops.dense + training.flops.attention_least, samples)
+
+    def model_fault(self, least_flops: int, samples: Samples) -> str | None:
+        """What is wrong with a time in which no product measured here does what a model needs."""
         ceilings = ceilings_of(self.environment)
         if ceilings is None or not ceilings.matmul or _is_disturbed(self._told):
             return None
         best = max(rate.best for rate in ceilings.matmul.values())
-        least = training.flops.dense + training.flops.attention_least
-        rate = least / samples.median_s
+        rate = least_flops / samples.median_s
         if rate <= best * (1 + SLACK_UNKNOWN_CLOCK):
             return None
         return (

@@ -16,7 +16,7 @@ from attnbench import store
 from attnbench.commands import run_
 from attnbench.commands.opening import open_for
 from attnbench.commands.tune_text import Display, print_findings, print_plan
-from attnbench.conditions import before_start
+from attnbench.conditions import before_start, closing_lines
 from attnbench.errors import UserError
 from attnbench.plan import Contender, choose
 from attnbench.session import Session, reproduce
@@ -75,6 +75,10 @@ def main(arguments: argparse.Namespace) -> int:
     told = tell(suite, tune, search, found, before, best_suite)
     write(file.with_name(f"{journal_file.stem}{SEARCH_FILE}"), told)
     print_findings(console, tune, search, found, before, best_suite, suite.measure.processes)
+    outcomes = [*(trial.outcome for trial in search.trials), before]
+    names = {outcome.record for outcome in outcomes if outcome}
+    for line in closing_lines([r for r in measuring.records.values() if r.id in names]):
+        console.print(escape(line), soft_wrap=True)
     console.print(f"Records: {escape(str(file))}", soft_wrap=True)
     run_.show_page(console, arguments, suite, file)
     if search.stop_requested:

@@ -71,7 +71,7 @@ def _scope(definition: Definition, scope: Scope, places: Mapping[str, int]) -> d
     if scope.kind == "training":
         runs = training_charts.curves(scope)
         rows = [row | runs.get(row["id"], {}) for row in rows]
-    else:
+    elif scope.kind == "attention":
         _add_pareto(rows, scope)
     shared = suite_commands(scope.points)
     command = shared[0] if len(shared) == 1 else ""
@@ -134,7 +134,7 @@ def _row(
         "status": record.status,
         "approximate": 1 if point.is_approximate else None,
         "latency": _triple(point.ranked_s),
-        "rate": _triple(point.trained.tokens_per_s if point.trained else point.rate),
+        "rate": _triple(_rate(point)),
         "memory": None,
         "wide": 1 if record.samples and not record.samples.converged else None,
     }
@@ -143,11 +143,18 @@ def _row(
     if record.accuracy:
         row["errors"] = {name: _errors(a, said) for name, a in record.accuracy.items()}
     texts = figures(point)
-    told = (*_TEXTS, *_OF_RUNS) if scope.kind == "training" else _TEXTS
+    told = (*_TEXTS, *_OF_RUNS) if scope.kind != "attention" else _TEXTS
     row |= {f"{name}_text": texts.get(name) for name in told}
     chosen = record.implementation.choices
     row["choices"] = "; ".join(f"{name}: {value}" for name, value in chosen.items()) or None
     return row | {"reason": record.reason, "command": record.command, "id": record.id}
+
+
+def _rate(point: Point) -> Interval | None:
+    """FLOP/s, or tokens a second."""
+    if point.trained is not None:
+        return point.trained.tokens_per_s
+    return point.rate if point.served is None else point.served.overall
 
 
 def _add_pareto(rows: Sequence[dict[str, Any]], scope: Scope) -> None:

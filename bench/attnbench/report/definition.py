@@ -1,7 +1,8 @@
 """Report definitions: ``reports/*.toml`` says what a report shows, and in which order.
 
 A definition is a title, how to choose the axis, and a list of views with their settings.
-A view is of single attentions, of training runs, or of both, and shows nothing else.
+A view is of single attentions, of training runs, of generations, or of all of them, and shows
+nothing else.
 Unknown keys and views are refused with the nearest valid name.
 """
 
@@ -19,7 +20,7 @@ from attnbench.errors import UserError, suggest, unknown
 from attnbench.report.sweep import AXES
 from attnbench.subject import PointKind
 
-_BOTH: tuple[PointKind, ...] = ("attention", "training")
+_ALL: tuple[PointKind, ...] = ("attention", "training", "generation")
 
 
 class _View(BaseModel):
@@ -36,7 +37,7 @@ class _View(BaseModel):
 class Verdicts(_View):
     """The fastest correct implementation, a card for each panel."""
 
-    kinds = _BOTH
+    kinds = _ALL
     view: Literal["verdicts"]
 
 
@@ -91,7 +92,7 @@ class Pictures(_View):
 class Search(_View):
     """Searches of ``attnbench tune`` beside the records; shown where there are any."""
 
-    kinds = _BOTH
+    kinds = _ALL
     view: Literal["search"]
 
 
@@ -104,35 +105,35 @@ class Winners(_View):
 class Support(_View):
     """Status of every point, and the reason of those that are not ok."""
 
-    kinds = _BOTH
+    kinds = _ALL
     view: Literal["support"]
 
 
 class Telemetry(_View):
     """What the machine did while each problem was timed, with the verdict on it."""
 
-    kinds = _BOTH
+    kinds = _ALL
     view: Literal["telemetry"]
 
 
 class PointsTable(_View):
     """Every point with all its figures and the command that reproduces it."""
 
-    kinds = _BOTH
+    kinds = _ALL
     view: Literal["points"]
 
 
 class EnvironmentTable(_View):
     """The machines, and where they differ."""
 
-    kinds = _BOTH
+    kinds = _ALL
     view: Literal["environment"]
 
 
 class Reproduce(_View):
     """How to run it again."""
 
-    kinds = _BOTH
+    kinds = _ALL
     view: Literal["reproduce"]
 
 
@@ -158,20 +159,27 @@ class DrawnOfTraining(_View):
     figure: bool = True
 
 
+class OfGeneration(_View):
+    """What a model that is served with each implementation does: a table of its times."""
+
+    kinds = ("generation",)
+    view: Literal["serving"]
+
+
 View = (
-    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Search | Winners
-    | OfTraining | DrawnOfTraining | Telemetry | Support | PointsTable | EnvironmentTable
+    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Search | Winners | OfTraining
+    | DrawnOfTraining | OfGeneration | Telemetry | Support | PointsTable | EnvironmentTable
     | Reproduce
 )  # fmt: skip
 
 _BY_NAME: Mapping[str, type[_View]] = {
     "verdicts": Verdicts, "rate": Lines, "latency": Lines, "speedup": Speedup, "memory": Lines,
     "error": Accuracy, "pareto": Pareto, "pictures": Pictures, "search": Search,
-    "winners": Winners,
-    "throughput": DrawnOfTraining, "breakdown": OfTraining, "footprint": OfTraining,
-    "parity": DrawnOfTraining, "quality": OfTraining, "telemetry": Telemetry,
-    "support": Support, "points": PointsTable, "environment": EnvironmentTable,
-    "reproduce": Reproduce,
+    "winners": Winners, "throughput": DrawnOfTraining, "breakdown": OfTraining,
+    "footprint": OfTraining,
+    "parity": DrawnOfTraining, "quality": OfTraining, "serving": OfGeneration,
+    "telemetry": Telemetry, "support": Support, "points": PointsTable,
+    "environment": EnvironmentTable, "reproduce": Reproduce,
 }  # fmt: skip
 """Every view by the name that a definition calls it."""
 

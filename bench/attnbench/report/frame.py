@@ -14,7 +14,7 @@ import pandas as pd
 
 from attnbench.record import Memory
 from attnbench.report.points import MEASURES, Point, load_points
-from attnbench.report.training_frame import columns, interval_columns
+from attnbench.report.training_frame import columns, generation_columns, interval_columns
 
 _HOW = ("converged", "clock", "method", "cache")  # fields of the samples
 _BYTES = tuple(name for name in Memory.model_fields if name.endswith("_bytes"))
@@ -42,7 +42,8 @@ def load_frame(results: Sequence[Path]) -> pd.DataFrame:
 
     ``record_kind`` tells single attentions from training runs, whose ``median_s`` is of a step,
     whose ``speedup`` is the ratio of tokens/s, and which have columns of their own: see
-    :func:`attnbench.report.training_frame.columns`.
+    :func:`attnbench.report.training_frame.columns`; and from generations, see
+    :func:`attnbench.report.training_frame.generation_columns`.
 
     Raises:
         UserError: a path does not exist.
@@ -99,5 +100,5 @@ def _row(point: Point) -> dict[str, Any]:
         row |= {f"{tensor}_distance": distance.rel_l2, f"{tensor}_cosine": distance.cosine}
     worst = point.worst_error
     row |= {"worst_tensor": worst[0] if worst else None, "error_ratio": worst[1] if worst else None}
-    row |= columns(point) if point.kind == "training" else {}
+    row |= columns(point) if point.kind == "training" else generation_columns(point)
     return row | {"wall_s": record.wall_s, "command": record.command}

@@ -18,7 +18,7 @@ from attnbench.report.points import Point
 from attnbench.report.simulated import COLUMNS, SimulatedView
 from attnbench.report.style import Look
 from attnbench.report.sweep import Scope
-from attnbench.report.training_markdown import runs
+from attnbench.report.training_markdown import generations, runs
 from attnbench.report.verdicts import Verdict
 
 LIMIT_BYTES = 60_000  # under the 64 KB of a comment, with room for what a host adds
@@ -53,7 +53,7 @@ def summary(
     if room < 0:  # thousands of panels: verdicts alone are too many
         head, room = _cut(head, LIMIT_BYTES - _size(tail)), 0
     medians = _medians([s for s in scopes if s.kind == "attention"], room)
-    learned = _runs([s for s in scopes if s.kind == "training"], room - _size(medians))
+    learned = _runs([s for s in scopes if s.kind != "attention"], room - _size(medians))
     return "\n".join([*head, *medians, *learned, *tail]).rstrip() + "\n"
 
 
@@ -127,10 +127,11 @@ def _filled(head: Sequence[str], rows: Sequence[str], room: int) -> list[str]:
 
 
 def _runs(scopes: Sequence[Scope], room: int) -> list[str]:
-    """The tables of training suites, as long as there is room."""
+    """The tables of training and of generation, as long as there is room."""
     lines: list[str] = []
     for scope in scopes:
-        lines += _filled(*runs(scope, escape), room - _size(lines))
+        of = runs if scope.kind == "training" else generations
+        lines += _filled(*of(scope, escape), room - _size(lines))
     return lines
 
 

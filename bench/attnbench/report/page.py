@@ -30,6 +30,7 @@ from attnbench.report.dataset import dataset, filter_values
 from attnbench.report.definition import Definition
 from attnbench.report.environments import Environment
 from attnbench.report.fields import LABELS, label
+from attnbench.report.generation_tables import serving
 from attnbench.report.pictures import PictureView
 from attnbench.report.points import Point
 from attnbench.report.profiles import Profile
@@ -134,6 +135,13 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
         "the steps. A character model alone is never the verdict: it rewards locality, and says "
         "little about copying or recall over a distance.",
     ),
+    "serving": (
+        "Generation with a cache",
+        "New tokens a second over whole generations, the time until the first token (the prompt is "
+        "read), and from one token to the next, with 95 % intervals; percentiles are of all gaps. "
+        "Logits are held against those without a cache, within a bound from reruns of the "
+        "reference with other rounding; approximate methods are told their distance.",
+    ),
     "telemetry": (
         "The machine meanwhile",
         "While each problem was timed: clocks, temperature and power of the device, and who else "
@@ -186,7 +194,7 @@ class ScopeView:
     implementations: Sequence[Implementation]
     panel_of: Mapping[str, int]  # by the id of a record
     strips: Sequence[tuple[Panel, int, Sequence[strips.Strip]]]
-    training: Mapping[str, Sequence[training_tables.Table]]  # by view
+    runs: Mapping[str, Sequence[training_tables.Table]]  # of what runs inside a model, by view
 
 
 def page(
@@ -285,16 +293,16 @@ def _scope_view(
         list({p.implementation: p.record.implementation for p in points}.values()),
         {p.record.id: i for i, panel in enumerate(scope.panels) for p in panel.points},
         strips.strips(scope),
-        _training_tables(scope, looks),
+        _run_tables(scope, looks),
     )
 
 
-def _training_tables(
+def _run_tables(
     scope: Scope, looks: Mapping[str, Look]
 ) -> Mapping[str, Sequence[training_tables.Table]]:
-    if scope.kind != "training":
-        return {}
-    return {view: training_tables.tables(view, scope, looks) for view in training_tables.VIEWS}
+    if scope.kind == "training":
+        return {view: training_tables.tables(view, scope, looks) for view in training_tables.VIEWS}
+    return {"serving": serving(scope, looks)} if scope.kind == "generation" else {}
 
 
 def scope_label(scope: Scope, all_scopes: Sequence[Scope], machine: str) -> str:

@@ -4,8 +4,8 @@ FLOPS come from the problem's exact count, speed-ups from the baseline's record 
 problem on the same machine. A figure that was not measured is None, never 0.
 
 A point is of its record's kind. Single attentions and training runs share the statuses, the
-machine and the looks; a training run has no FLOPS of a problem, no roofline and no error, but
-what :mod:`attnbench.report.trained` derives.
+machine and the looks; a training run and a generation have no FLOPS of a problem, no roofline
+and no error, but what :mod:`attnbench.report.trained` and ``train.generation.derived`` say.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from attnbench.roofline import Place
 from attnbench.spec import format_spec, parse_spec
 from attnbench.stats import Interval
 from attnbench.subject import PointKind
+from attnbench.train.generation.derived import Served, served
+from attnbench.train.generation.spec import Generation
 from attnbench.train.workload import Workload
 
-KINDS: tuple[PointKind, ...] = ("attention", "training")
+KINDS: tuple[PointKind, ...] = ("attention", "training", "generation")
 """Of records that a report shows; each has scopes and views of its own."""
 
 
@@ -45,7 +47,8 @@ class Point:
             are the mask's own, ``d_model`` is added.
         machine: equal for points whose figures may be compared.
         label: the problem in a line.
-        time_s: seconds a call (of a training run, a step); None for what ran in a simulator.
+        time_s: seconds a call (a step of training, a whole generation); None for what ran in a
+            simulator.
         rate: FLOP/s by the problem's count, so that an approximate method's is effective.
         speedup: baseline's time over this time; of training runs, the ratio of tokens/s.
         host_s: wall time of the eager call; None where ``time_s`` is host time itself.
@@ -53,6 +56,7 @@ class Point:
         joules_per_token: gross, a query token; None where energy was not measured.
         place: of the median under the roofline; None without ceilings.
         trained: of a training run, and of nothing else.
+        served: of a generation, and of nothing else.
     """
 
     record: Record
@@ -68,6 +72,7 @@ class Point:
     place: Place | None = None
     joules_per_token: float | None = None
     trained: Trained | None = None
+    served: Served | None = None
 
     @property
     def kind(self) -> PointKind:
@@ -234,7 +239,9 @@ def _rate(flops: int | None, time_s: Interval | None) -> Interval | None:
     return Interval(flops / time_s.median, flops / time_s.high, flops / time_s.low)
 
 
-_LOST: Mapping[PointKind, str] = {"attention": "FLOPS", "training": "throughput"}  # and why
+_LOST: Mapping[PointKind, str] = {
+    "attention": "FLOPS", "training": "throughput", "generation": "throughput",
+}  # fmt: skip
 
 
 def _derive(point: Point, environment: Environment) -> Point:
@@ -245,6 +252,8 @@ def _derive(point: Point, environment: Environment) -> Point:
     """
     if point.kind == "training":
         return _derive_training(point, environment)
+    if point.kind == "generation":
+        return _derive_generation(point)
     derived = _derive_attention(point, Problem.from_json(point.record.problem))
     return replace(derived, place=place_record(point.record, {"ceilings": environment.ceilings}))
 
@@ -257,6 +266,14 @@ def _derive_training(point: Point, environment: Environment) -> Point:
         joules_per_token=found.joules_per_token,
         trained=found,
     )
+
+
+def _derive_generation(point: Point) -> Point:
+    generation = Generation.from_json(point.record.problem)
+    is_timed = point.record.implementation.simulated is None
+    found = served(point.record) if is_timed else None
+    joules = found.joules if found else None
+    return replace(point, label=generation.label, joules_per_token=joules, served=found)
 
 
 def _derive_attention(point: Point, problem: Problem) -> Point:

@@ -4,7 +4,8 @@ A suite may sweep seqlen, heads, d_model, precision, a window, or a list of mode
 axis is the field that really varies; everything else that varies on its own becomes a
 panel of its own, so that a line never joins two different problems.
 
-Training runs have no such axis: each workload is a panel of its own, with a row for everybody.
+Training runs and generations have no such axis: each is a panel of its own, with a row for
+everybody.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from attnbench.report.fields import FOLLOWS, LABELS, SHAPE, label, natural, order, shape_parts
 from attnbench.report.points import Point
 from attnbench.subject import PointKind
+from attnbench.train.generation.spec import Generation
 from attnbench.train.workload import Workload
 
 _MASK_SIZES = (
@@ -49,13 +51,25 @@ _FOLLOWERS: Mapping[str, set[str]] = {
     "head_dim": _HEADS,
 }
 
-_WORKLOAD = {field.name: field.default for field in dataclasses.fields(Workload)}
-# What tells training runs apart, best first; the model also stands where others have an axis.
-_RUNS = tuple(dict.fromkeys(("model", "task", "precision", "seqlen", "batch", *_WORKLOAD, "seed")))
+_USUAL: Mapping[str, Mapping[str, Any]] = {  # of what runs inside a model, by kind
+    kind: {field.name: field.default for field in dataclasses.fields(of)}
+    for kind, of in (("training", Workload), ("generation", Generation))
+}
+_FIRST = ("model", "task", "precision", "seqlen", "batch", "prompt", "new")
+_ALWAYS_TOLD = (*_FIRST, "steps")
+
+
+def _told_in_order(kind: str) -> tuple[str, ...]:
+    """Fields that tell runs apart, best first; the model also stands where others have an axis."""
+    usual = _USUAL[kind]
+    return (*(f for f in _FIRST if f in usual), *(f for f in usual if f not in _FIRST), "seed")
+
+
 _TOLD: Mapping[PointKind, Sequence[str]] = {  # of what is constant
     "attention": ("direction", "dtype", "mask", *SHAPE, "d_model", "level", "position",
                   "padding", "dropout_p", "softcap"),
-    "training": _RUNS,
+    "training": _told_in_order("training"),
+    "generation": _told_in_order("generation"),
 }  # fmt: skip
 _UNTOLD = (None, 0, "op", "none", "")  # constants that say nothing
 
@@ -140,7 +154,7 @@ class Scope:
 
     def details(self, panel: Panel) -> dict[str, Any]:
         """What is the same throughout a panel and not said by its title or the scope."""
-        if self.kind == "training":
+        if self.kind != "attention":
             return self._details_of_run(panel)
         if self.axis.field == "shape":
             return {}
@@ -162,15 +176,15 @@ class Scope:
         return self.axis.of(point)
 
     def _is_usual(self, field: str, value: Any) -> bool:
-        """Whether a training run's field has its default, and is none of those always told."""
-        always = ("model", "task", "precision", "seqlen", "batch", "steps")
-        return self.kind == "training" and field not in always and value == _WORKLOAD.get(field)
+        """Whether a run's field has its default, and is none of those always told."""
+        usual = _USUAL.get(self.kind, {})
+        return field in usual and field not in _ALWAYS_TOLD and value == usual[field]
 
     def _details_of_run(self, panel: Panel) -> dict[str, Any]:
         fields = panel.points[0].fields
         return {
             field: fields[field]
-            for field in _RUNS
+            for field in _TOLD[self.kind]
             if field not in panel.facets
             and _is_told(field, fields.get(field))
             and len(_values(field, self.points)) > 1
@@ -191,9 +205,9 @@ def scopes(points: Iterable[Point], axis: str = "auto") -> tuple[Scope, ...]:
 
 def _scope(points: Sequence[Point], wanted: str) -> Scope:
     first = points[0]
-    if first.kind == "training":
+    if first.kind != "attention":
         axis = _axis("model", points)
-        facets = _distinct(_RUNS, points) or ("model",)
+        facets = _distinct(_TOLD[first.kind], points) or ("model",)
     else:
         is_swept = _usable(wanted, points) and len(_values(wanted, points)) > 1
         axis = _axis(wanted if is_swept else _choose_axis(points), points)

@@ -16,6 +16,7 @@ from typing import Any
 from attnbench.record import STATUSES, Memory, Samples, Status
 from attnbench.report import units
 from attnbench.report.fields import natural
+from attnbench.report.generation_tables import texts as generation_texts
 from attnbench.report.pareto import distance_text
 from attnbench.report.points import Point
 from attnbench.report.style import Look
@@ -44,7 +45,9 @@ MEANINGS: Mapping[Status, str] = {
     "crash": "the process died",
     "error": "raised an error",
 }
-_CALLS: Mapping[PointKind, str] = {"attention": "", "training": " a step"}
+_CALLS: Mapping[PointKind, str] = {
+    "attention": "", "training": " a step", "generation": " a generation",
+}  # fmt: skip
 _FULL_TINT = 3.0  # a speed-up of 2³ or 2⁻³ has the strongest colour
 
 
@@ -89,7 +92,8 @@ def figures(point: Point) -> dict[str, str]:
         "error": worst and f"{worst[0]} at {units.number(worst[1], 2)} of its tolerance",
     }
     found = {name: text for name, text in texts.items() if text}
-    return found | training_texts(point) if point.kind == "training" else found
+    own = {"training": training_texts, "generation": generation_texts}.get(point.kind)
+    return found | own(point) if own is not None else found
 
 
 def rate_text(point: Point, rate: Interval) -> str:

@@ -1,4 +1,4 @@
-"""Columns of the frame that only training runs have."""
+"""Columns of the frame that only training runs have, and only generations."""
 
 from __future__ import annotations
 
@@ -62,6 +62,37 @@ def columns(point: Point) -> dict[str, Any]:
         "parity_steps": parity.steps,
         **{f"metric_{name}": value for name, value in last.items()},
     }  # fmt: skip
+
+
+def generation_columns(point: Point) -> dict[str, Any]:
+    """The figures of a generation; nothing of any other kind, or of one that is not ok.
+
+    ``tokens_per_s`` (new ones, over the whole generation), ``first_token_s`` and
+    ``between_tokens_s``, ``prefill_tokens_per_s`` and ``decode_tokens_per_s``, each with its
+    interval; ``between_tokens_p90_s`` and ``…_p99_s``; ``cache_bytes`` and ``serving_peak_bytes``;
+    ``logits_ok`` (missing where it is not judged) and ``logits_max_error``.
+    """
+    found, generated = point.served, point.record.generation
+    if found is None or generated is None:
+        return {}
+    intervals = {
+        "tokens_per_s": found.overall,
+        "first_token_s": found.first_s,
+        "between_tokens_s": found.between_s,
+        "prefill_tokens_per_s": found.prefill,
+        "decode_tokens_per_s": found.decode,
+    }
+    row: dict[str, Any] = {}
+    for name, value in intervals.items():
+        row |= interval_columns(name, f"{name}_low", f"{name}_high", value)
+    return row | {
+        "between_tokens_p90_s": found.between_p90_s,
+        "between_tokens_p99_s": found.between_p99_s,
+        "cache_bytes": generated.memory.cache_bytes,
+        "serving_peak_bytes": generated.memory.peak_bytes,
+        "logits_ok": generated.agreement.ok,
+        "logits_max_error": generated.agreement.max_error,
+    }
 
 
 def interval_columns(

@@ -1,10 +1,10 @@
-"""Training runs in the Markdown summary: a table a suite, a row a run."""
+"""Training runs and generations in the Markdown summary: a table a suite, a row a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attnbench.report import metrics, units
+from attnbench.report import generation_tables, metrics, units
 from attnbench.report.points import Point
 from attnbench.report.sweep import Panel, Scope
 from attnbench.report.training_tables import is_local_only
@@ -38,6 +38,21 @@ def runs(scope: Scope, escape: Callable[[str], str]) -> tuple[list[str], list[st
         for panel in scope.panels
         for point in panel.points
         if (cells := _cells(panel, point))
+    ]
+    return head, rows
+
+
+def generations(scope: Scope, escape: Callable[[str], str]) -> tuple[list[str], list[str]]:
+    """The same of a suite of generations."""
+    columns = ("generation", "implementation", *generation_tables.columns(scope))
+    head = [
+        f"## {escape(scope.title)}: generation", "",
+        f"| {' | '.join(map(escape, columns))} |", "|" + "---|" * len(columns),
+    ]  # fmt: skip
+    rows = [
+        f"| {' | '.join([*map(escape, (point.label, point.implementation)), *cells])} |"
+        for point in scope.points
+        if (cells := generation_tables.cells(point))
     ]
     return head, rows
 
