@@ -24,6 +24,7 @@ from attnbench.process import IMPORT_TIMEOUT_S, WorkerDied
 
 _COMMANDS = {
     "run": "verify, measure, record and render a suite",
+    "tune": "search a suite's space for the best setting, within limits of memory and quality",
     "verify": "run the conformance battery over implementations",
     "list": "show implementations, suites or reports, and what can run here",
     "report": "render records as an HTML page, a Markdown summary and figures",
@@ -113,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
             help="folder with impls/, suites/, reports/, results/ (default: current)",
         )
     _run_arguments(made["run"])
+    _tune_arguments(made["tune"])
     _verify_arguments(made["verify"])
     made["list"].add_argument(
         "what", nargs="?", default="impls", choices=["impls", "suites", "reports"]
@@ -168,19 +170,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GLOB",
         help="implementations instead of the suite's; NAME:key=value sets options",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key of the grid, or measure.KEY, verify.KEY",
-    )
-    preset = parser.add_mutually_exclusive_group()
-    for name, text in (
-        ("quick", "a look: 5 %% precision, 0.3 s a point; --set measure.KEY still wins"),
-        ("precise", "to publish: 1 %% precision, up to 30 s a point in each of 3 processes"),
-    ):
-        preset.add_argument(f"--{name}", action="store_const", const=name, dest="preset", help=text)
+    _how(parser)
     parser.add_argument("--problem", action="append", default=[], metavar="ID",
                         help="only problems whose id begins so")  # fmt: skip
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="every N-th problem")
@@ -199,6 +189,33 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --against: measure regressions once more before they count",
     )
+
+
+def _tune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", help="a suite with a [tune] table: its name, or a TOML file")
+    _where(parser)
+    parser.add_argument("--sampler", metavar="NAME",
+                        help="grid, random, tpe or gp, instead of the suite's")  # fmt: skip
+    parser.add_argument("--trials", type=_count, metavar="N",
+                        help="settings to try; refused and repeated ones do not count")  # fmt: skip
+    parser.add_argument("--seed", type=_number, metavar="N", help="of the draws")
+    _how(parser)
+    parser.add_argument("--results", type=Path, metavar="DIR", help="default: PROJECT/results")
+    parser.add_argument("--fresh", action="store_true", help="start again in new files")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be searched")
+    parser.add_argument("--no-report", action="store_true", help="do not render the page")
+
+
+def _how(parser: argparse.ArgumentParser) -> None:
+    """How well to measure, and what a suite says otherwise."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="override a key of the grid, or measure.KEY, verify.KEY")  # fmt: skip
+    preset = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("quick", "a look: 5 %% precision, 0.3 s a point; --set measure.KEY still wins"),
+        ("precise", "to publish: 1 %% precision, up to 30 s a point in each of 3 processes"),
+    ):
+        preset.add_argument(f"--{name}", action="store_const", const=name, dest="preset", help=text)
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
@@ -28,6 +28,9 @@ from attnbench.problem import Problem
 from attnbench.settings import Measure, Verify
 from attnbench.spec import Value
 from attnbench.subject import PointKind, Subject, keys_of, make_subject
+
+if TYPE_CHECKING:
+    from attnbench.tune.table import Tune
 
 _TABLES = ("measure", "verify")
 _RIVALS = {  # giving one of these with --set replaces the others
@@ -55,6 +58,7 @@ class Suite:
     verify: Verify
     options: Mapping[str, Value]  # of whoever has them, given by --set
     kind: PointKind = "attention"
+    tune: Tune | None = None  # what ``attnbench tune`` searches, from this suite's one workload
 
     @property
     def digest(self) -> str:
@@ -87,6 +91,7 @@ class _File(BaseModel):
     points: list[dict[str, Any]] = []
     measure: dict[str, Any] = {}
     verify: dict[str, Any] = {}
+    tune: dict[str, Any] | None = None
     _options: dict[str, Value] = PrivateAttr(default_factory=dict)  # by --set alone
 
 
@@ -144,7 +149,7 @@ def load_suite(
         data = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
-    file = _validate(_File, data, path, "")
+    file = validate_table(_File, data, path, "")
     if preset is not None:
         file.measure.update(settings.PRESETS[preset])
     for override in overrides:
@@ -161,11 +166,18 @@ def load_suite(
         impls=tuple(file.impls),
         kinds=tuple(file.kinds),
         problems=problems,
-        measure=_validate(Measure, file.measure, path, "measure"),
-        verify=_validate(Verify, file.verify, path, "verify"),
+        measure=validate_table(Measure, file.measure, path, "measure"),
+        verify=validate_table(Verify, file.verify, path, "verify"),
         options=dict(file._options),
         kind=file.kind,
+        tune=None if file.tune is None else _tune(path, file.tune),
     )
+
+
+def _tune(path: Path, data: Mapping[str, Any]) -> Tune:
+    from attnbench.tune.table import read_tune  # which few suites have
+
+    return read_tune(path, data)
 
 
 def one_problem(overrides: Sequence[str]) -> Problem:
@@ -269,7 +281,9 @@ def _apply(file: _File, override: str) -> None:
         fields[key] = value
 
 
-def _validate(model: type[Settings], data: Mapping[str, Any], path: Path, table: str) -> Settings:
+def validate_table(
+    model: type[Settings], data: Mapping[str, Any], path: Path, table: str
+) -> Settings:
     """Check a table against its model; the first fault becomes one clear line."""
     where = f"{path}: [{table}]" if table else str(path)
     try:

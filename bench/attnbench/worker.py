@@ -120,6 +120,18 @@ def _generate(task: dict[str, Any], send: Send) -> None:
     generate(task, send)
 
 
+def _count(task: dict[str, Any], send: Send) -> None:
+    from attnbench.train.foresee import count
+
+    count(task, send)
+
+
+def _foresee(task: dict[str, Any], send: Send) -> None:
+    from attnbench.train.foresee import foresee
+
+    foresee(task, send)
+
+
 def _battery(task: dict[str, Any], send: Send) -> None:
     from attnbench.inquiry import battery
 
@@ -175,6 +187,8 @@ _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "measure": _measure,
     "train": _train,
     "generate": _generate,
+    "count": _count,
+    "foresee": _foresee,
     "battery": _battery,
     "ceilings": _ceilings,
     "profile": _profile,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -100,7 +101,7 @@ def take(
     address = limits.save()
     with Display(plan, console) as display:
         runner = Runner(plan, session.pool, address, keep, display, command, limits)
-        with _graceful_interrupt(console, runner):
+        with graceful_interrupt(console, runner):
             runner.run()
     return runner.stop_requested
 
@@ -118,14 +119,20 @@ def show_page(console: Console, arguments: argparse.Namespace, suite: Suite, fil
         console.print(f"No page: {escape(str(error))}. The records are safe.", soft_wrap=True)
 
 
+class Stoppable(Protocol):
+    """What may be asked to end after what is in flight."""
+
+    stop_requested: bool
+
+
 @contextmanager
-def _graceful_interrupt(console: Console, runner: Runner) -> Iterator[None]:
+def graceful_interrupt(console: Console, work: Stoppable) -> Iterator[None]:
     """First Ctrl-C: finish the problem in flight. Second: stop at once."""
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if runner.stop_requested:
+        if work.stop_requested:
             raise KeyboardInterrupt
-        runner.stop_requested = True
+        work.stop_requested = True
         console.print("Finishing the points in flight; Ctrl-C again stops at once.")
 
     before = signal.signal(signal.SIGINT, on_interrupt)

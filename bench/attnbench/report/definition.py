@@ -89,6 +89,13 @@ class Pictures(_View):
     view: Literal["pictures"]
 
 
+class Search(_View):
+    """Searches of ``attnbench tune`` beside the records; shown where there are any."""
+
+    kinds = _ALL
+    view: Literal["search"]
+
+
 class Winners(_View):
     """Crossover table: who is fastest at every value of the axis."""
 
@@ -160,15 +167,16 @@ class OfGeneration(_View):
 
 
 View = (
-    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Winners | OfTraining
+    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Search | Winners | OfTraining
     | DrawnOfTraining | OfGeneration | Telemetry | Support | PointsTable | EnvironmentTable
     | Reproduce
 )  # fmt: skip
 
 _BY_NAME: Mapping[str, type[_View]] = {
     "verdicts": Verdicts, "rate": Lines, "latency": Lines, "speedup": Speedup, "memory": Lines,
-    "error": Accuracy, "pareto": Pareto, "pictures": Pictures, "winners": Winners,
-    "throughput": DrawnOfTraining, "breakdown": OfTraining, "footprint": OfTraining,
+    "error": Accuracy, "pareto": Pareto, "pictures": Pictures, "search": Search,
+    "winners": Winners, "throughput": DrawnOfTraining, "breakdown": OfTraining,
+    "footprint": OfTraining,
     "parity": DrawnOfTraining, "quality": OfTraining, "serving": OfGeneration,
     "telemetry": Telemetry, "support": Support, "points": PointsTable,
     "environment": EnvironmentTable, "reproduce": Reproduce,

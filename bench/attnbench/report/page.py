@@ -34,6 +34,9 @@ from attnbench.report.generation_tables import serving
 from attnbench.report.pictures import PictureView
 from attnbench.report.points import Point
 from attnbench.report.profiles import Profile
+from attnbench.report.searches import HEIGHT as SEARCH_HEIGHT
+from attnbench.report.searches import WIDTH as SEARCH_WIDTH
+from attnbench.report.searches import SearchView
 from attnbench.report.simulated import SimulatedView
 from attnbench.report.style import Look
 from attnbench.report.sweep import Panel, Scope
@@ -91,6 +94,12 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
         "float64. Total variation is the distance from it: 0 is the same, 1 is on other keys "
         "altogether, and more takes negative weights. These belong to the machine, and no filter "
         "acts on them.",
+    ),
+    "search": (
+        "Search",
+        "What attnbench tune tried, and what came out. Each trial was measured in a process of "
+        "its own; the best has the best median among those that are right and within every bound, "
+        "and whose interval overlaps its interval is a tie. No filter acts on this.",
     ),
     "throughput": (
         "Training throughput",
@@ -198,6 +207,7 @@ def page(
     checks: Sequence[CheckView] = (),
     simulated: SimulatedView | None = None,
     pictures: Sequence[PictureView] = (),
+    searches: Sequence[SearchView] = (),
 ) -> str:
     """The HTML text. The same records give the same bytes."""
     bundle, script = _bundle(), _asset("page.js")
@@ -207,7 +217,7 @@ def page(
         definition=definition,
         texts=_TEXTS,
         scopes=views,
-        hidden_views=_hidden(definition, scopes, pictures),
+        hidden_views=_hidden(definition, scopes, pictures, searches),
         looks=list(looks.values()),
         looks_by_name=looks,
         filters=filter_values(scopes),
@@ -219,6 +229,8 @@ def page(
         simulated=simulated,
         simulated_columns=simulated_points.COLUMNS,
         pictures=pictures,
+        searches=searches,
+        search_size=(SEARCH_WIDTH, SEARCH_HEIGHT),
         statuses=tables.MEANINGS,
         policy=_policy(bundle, script),
         css=Markup(_asset("page.css")),
@@ -230,7 +242,10 @@ def page(
 
 
 def _hidden(
-    definition: Definition, scopes: Sequence[Scope], pictures: Sequence[PictureView]
+    definition: Definition,
+    scopes: Sequence[Scope],
+    pictures: Sequence[PictureView],
+    searches: Sequence[SearchView],
 ) -> set[str]:
     """Views that would have nothing to say."""
     kinds = {scope.kind for scope in scopes}
@@ -238,6 +253,8 @@ def _hidden(
     hidden.discard("pictures")  # they belong to the machine, and to no suite
     if not any(p.is_approximate for s in scopes if s.kind == "attention" for p in s.points):
         hidden.add("pareto")
+    if not searches:
+        hidden.add("search")
     return hidden if pictures else hidden | {"pictures"}
 
 

@@ -14,6 +14,7 @@ from attnbench.report.page import page
 from attnbench.report.pictures import find_pictures
 from attnbench.report.points import current, load_points
 from attnbench.report.profiles import find_profiles
+from attnbench.report.searches import find_searches
 from attnbench.report.simulated import apart
 from attnbench.report.style import looks
 from attnbench.report.sweep import scopes
@@ -57,7 +58,8 @@ def render(
         definition = definition.model_copy(update={"title": title})
     loaded = load_points(results)
     points, superseded = current(loaded.points)
-    problems = (*loaded.problems, *superseded)
+    searches, unread = find_searches(results)
+    problems = (*loaded.problems, *superseded, *unread)
     points, simulated = apart(points)
     split = scopes(points, definition.axis)
     looked = looks(points)
@@ -74,6 +76,7 @@ def render(
             find_checks(results),
             simulated,
             find_pictures(results, out),
+            searches,
         ),
         encoding="utf-8",
     )

@@ -47,6 +47,7 @@ def make_teacher(
     wide = workload.replace(
         distillation=0.0,
         d_model=2 * sized(workload).d_model,
+        d_ff=2 * workload.d_ff,  # 0 follows d_model
         batch=workload.batch or _LEAST_TAUGHT * workload.accumulation,
         compile=False,
         finetune="full",

@@ -34,7 +34,8 @@ class Workload:
 
     Attributes:
         model: preset of an architecture (see ``attnbench.train.models``).
-        layers, heads, heads_kv, d_model: instead of the preset's; 0 keeps it.
+        layers, heads, heads_kv, d_model, d_ff: instead of the preset's; 0 keeps it (d_ff: in
+            the preset's proportion to d_model).
         position, activation, norm: of the model of our own; empty keeps the preset's.
         task: what is learned from (see ``attnbench.train.data``).
         objective: how it is learned; empty takes what the model and the task are made for.
@@ -72,6 +73,7 @@ class Workload:
     heads: int = 0
     heads_kv: int = 0
     d_model: int = 0
+    d_ff: int = 0
     position: Position | Literal[""] = ""
     activation: Activation | Literal[""] = ""
     norm: Norm | Literal[""] = ""
@@ -108,8 +110,10 @@ class Workload:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name)))
-        _check_ranges(self)
-        _check_choices(self)
+        for name in _RANGES:
+            _check_range(name, getattr(self, name))
+        for name in _CHOICES:
+            _check_choice(name, getattr(self, name))
         _check_together(self)
 
     # ---- construction ----------------------------------------------------------------
@@ -182,8 +186,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 _RANGES: Mapping[str, tuple[float, float, bool]] = {  # least, most, whether most is allowed
     **dict.fromkeys(
-        ("layers", "heads", "heads_kv", "d_model", "batch", "warmup", "cooldown", "patience",
-         "weight_decay", "clip", "target"),
+        ("layers", "heads", "heads_kv", "d_model", "d_ff", "batch", "warmup", "cooldown",
+         "patience", "weight_decay", "clip", "target"),
         (0, math.inf, False),
     ),
     **dict.fromkeys(
@@ -207,22 +211,36 @@ def _typed(name: str, value: Any) -> Any:
     return value
 
 
-def _check_ranges(w: Workload) -> None:
-    for name, (least, most, allowed) in _RANGES.items():
-        value = getattr(w, name)
-        if not least <= value or not (value < most or (allowed and value == most)):
-            limits = f"≥ {least:g}" + (
-                f" and {'≤' if allowed else '<'} {most:g}" if most < math.inf else ""
-            )
-            raise UserError(f"{name} must be {limits}, got {value!r}")
-    if w.lr == 0:
+def check_field(name: str, value: Any) -> Any:
+    """The value, if a workload could have it in this field, whatever its other fields are.
+
+    Raises:
+        UserError: no such field, or a value of another type, out of range or unknown.
+    """
+    if name not in _DEFAULTS:
+        raise unknown("workload field", name, _DEFAULTS)
+    value = _typed(name, value)
+    _check_range(name, value)
+    _check_choice(name, value)
+    return value
+
+
+def _check_range(name: str, value: Any) -> None:
+    if name not in _RANGES:
+        return
+    least, most, allowed = _RANGES[name]
+    if not least <= value or not (value < most or (allowed and value == most)):
+        limits = f"≥ {least:g}" + (
+            f" and {'≤' if allowed else '<'} {most:g}" if most < math.inf else ""
+        )
+        raise UserError(f"{name} must be {limits}, got {value!r}")
+    if name == "lr" and value == 0:
         raise UserError("lr must be > 0, got 0.0")
 
 
-def _check_choices(w: Workload) -> None:
-    for name, allowed in _CHOICES.items():
-        if getattr(w, name) not in allowed:
-            raise unknown(name, getattr(w, name), [a for a in allowed if a])
+def _check_choice(name: str, value: Any) -> None:
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise unknown(name, value, [a for a in _CHOICES[name] if a])
 
 
 def _check_together(w: Workload) -> None:

@@ -1,7 +1,7 @@
 """Architectures by name: sizes that are published, and tiny ones for a CPU.
 
-Weights are random and nothing is downloaded. A workload may change layers, heads, heads_kv
-and d_model; the vocabulary is the task's, or the published one where that is larger, for
+Weights are random and nothing is downloaded. A workload may change layers, heads, heads_kv,
+d_model and d_ff; the vocabulary is the task's, or the published one where that is larger, for
 the last projection is a good part of what such a model computes. This module imports no
 torch: names and sizes are checked before anything is loaded.
 """
@@ -86,7 +86,8 @@ PRESETS: Mapping[str, Preset] = {
 def sized(workload: Workload) -> Preset:
     """The preset of a workload, with the sizes that the workload changes.
 
-    d_ff follows d_model. heads_kv follows heads, in the preset's proportion where it can.
+    d_ff follows d_model, unless it is given. heads_kv follows heads, in the preset's proportion
+    where it can.
 
     Raises:
         UserError: unknown name, or a change that the architecture does not know.
@@ -117,7 +118,7 @@ def sized(workload: Workload) -> Preset:
         heads=heads,
         heads_kv=heads_kv,
         d_model=d_model,
-        d_ff=preset.d_ff * d_model // preset.d_model,
+        d_ff=workload.d_ff or preset.d_ff * d_model // preset.d_model,
         position=workload.position or preset.position,
         activation=workload.activation or preset.activation,
         norm=workload.norm or preset.norm,
