@@ -81,6 +81,20 @@ def test_tpe_reaches_95_percent_of_it_in_half_the_trials(tmp_path: Path, seed: i
     assert value.median >= 0.95 * BEST_VALUE
 
 
+def test_gaussian_processes_search_within_bounds_and_repeat_none(tmp_path: Path) -> None:
+    tune = tune_of(sampler="gp", trials=14, constraints={"memory": 1000})
+    measure = Counting()
+
+    def bounded(setting: Setting) -> Outcome:
+        return replace(measure(setting), gaps={"memory": setting.workload.batch - 8.0})
+
+    search = run(tmp_path / "j", tune, measure=bounded)
+    assert len(measure.asked) == len(set(measure.asked)) == search.tried == 14
+    best = find(tune, search.trials).best
+    assert best is not None
+    assert int(str(best.params["batch"])) <= 8
+
+
 @pytest.mark.slow
 def test_tpe_does_so_for_ten_seeds_and_random_draws_do_not(tmp_path: Path) -> None:
     """So that the planted best is nothing that anybody stumbles upon."""

@@ -141,7 +141,7 @@ def test_gp_without_scipy_is_told_in_a_line(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "scipy" else 1)
     assert main(["tune", str(suite(tmp_path)), "--sampler", "gp"]) == 2
-    assert "sampler gp needs scipy: pip install scipy" in capsys.readouterr().err
+    assert "sampler gp needs scipy: pip install 'attnbench[train]'" in capsys.readouterr().err
 
 
 def test_sizes_and_values_of_ranges() -> None:

@@ -30,8 +30,7 @@ def check_sampler(tune: Tune) -> None:
     needed = ("optuna", "scipy") if tune.sampler == "gp" else ("optuna",)
     for name in needed:
         if importlib.util.find_spec(name) is None:
-            how = "'attnbench[train]'" if name == "optuna" else name
-            raise UserError(f"sampler {tune.sampler} needs {name}: pip install {how}")
+            raise UserError(f"sampler {tune.sampler} needs {name}: pip install 'attnbench[train]'")
 
 
 def make_sampler(tune: Tune, number: int) -> BaseSampler:
