@@ -138,8 +138,12 @@ class Work:
         self._events.step("memory")
         parts, memory = anatomy.memory_parts(trainer, pieces)
         if trainer.bucket_bytes:
-            parts.peak_bytes += trainer.bucket_bytes
-            parts.method += ", and DDP's buckets"
+            parts = parts.model_copy(
+                update={
+                    "peak_bytes": parts.peak_bytes + trainer.bucket_bytes,
+                    "method": f"{parts.method}; and DDP's buckets",
+                }
+            )
         peaks: list[Any] = [None] * dist.get_world_size()
         mine = (parts.model_dump(), memory.model_dump())
         dist.all_gather_object(peaks, mine, group=self._group)
