@@ -41,13 +41,13 @@ class RingAttention(Attention):
         super().supports(problem, device)
         world = int(self.options["world"])
         if world < 2:
-            raise Unsupported(f"a ring has two processes or more: {self.name}:world=2")
+            raise Unsupported(f"shares a sequence among two processes or more: {self.name}:world=2")
         if device.type == "cuda" and world > torch.cuda.device_count():
             have = torch.cuda.device_count()
             raise Unsupported(f"{world} ranks need a GPU each; torch sees {have}")
         least = min(problem.seqlen_q, problem.seqlen_k)
         if least < 2 * world:
-            raise Unsupported(f"{2 * world} chunks of a sequence need so many tokens, not {least}")
+            raise Unsupported(f"cuts a sequence into {2 * world} chunks, not {least} tokens")
 
     def build(self, problem: Problem, device: torch.device) -> ForwardBackward:
         ring = Scattered(problem, device, int(self.options["world"]))
@@ -55,7 +55,12 @@ class RingAttention(Attention):
 
 
 class Scattered:
-    """One problem, cut into the chunks of a ring."""
+    """One problem, cut into the chunks of a ring.
+
+    Args:
+        problem, device: what is asked for, and where.
+        world: how many ranks.
+    """
 
     def __init__(self, problem: Problem, device: torch.device, world: int) -> None:
         self.world, self.device = world, device
@@ -83,9 +88,7 @@ class Scattered:
         """Cut, have all ranks work, and join what they answer along queries or keys."""
         shards = [[self._shard(x, rank) for x in given] for rank in range(self.world)]
         found = ranks(self.world, self.device).call(name, self.told, shards)
-        return [
-            self._joined([answer[i] for answer in found], side) for i, side in enumerate(sides)
-        ]
+        return [self._joined([answer[i] for answer in found], side) for i, side in enumerate(sides)]
 
     def _shard(self, x_BHSD: torch.Tensor, rank: int) -> torch.Tensor:
         pieces = x_BHSD.tensor_split(2 * self.world, dim=-2)
@@ -105,20 +108,22 @@ def _lengths(seqlen: int, parts: int) -> list[int]:
     return [seqlen // parts + (i < seqlen % parts) for i in range(parts)]
 
 
+_TORCH_ON_CPU = (
+    "context_parallel of torch 2.13 does not work on a CPU: causal, it has no sharding strategy "
+    "for aten._scaled_dot_product_flash_attention_for_cpu; without a mask its answer is wrong"
+)
+_TORCH_ON_GPU = "context_parallel was never verified here, for want of several GPUs: take ring"
+
+
 @register("ring-torch")
 class TorchRing(Attention):
-    """torch's own context parallelism, ``torch.distributed.tensor.experimental``."""
+    """torch's own context parallelism, ``context_parallel``: what keeps it from taking part."""
 
-    features = frozenset()
-    options = {"world": 0}
-    simulators = {"world": _LABEL}
     version = torch.__version__
     source = "https://docs.pytorch.org/tutorials/unstable/context_parallel.html"
 
     def supports(self, problem: Problem, device: torch.device) -> None:
-        if device.type == "cpu":
-            raise Unsupported(
-                "torch 2.13's context_parallel has no rule for attention on a CPU: "
-                "aten._scaled_dot_product_flash_attention_for_cpu has no sharding strategy"
-            )
-        raise Unsupported("torch's context_parallel was not tried on several GPUs yet")
+        raise Unsupported(_TORCH_ON_CPU if device.type == "cpu" else _TORCH_ON_GPU)
+
+    def build(self, problem: Problem, device: torch.device) -> ForwardBackward:
+        raise Unsupported(_TORCH_ON_CPU if device.type == "cpu" else _TORCH_ON_GPU)

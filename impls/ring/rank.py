@@ -177,7 +177,7 @@ def _wait(pending: list[Any]) -> None:
 
 
 def main() -> None:
-    """Answer calls until there are no more."""
+    """Answer calls until there are no more, each by the method of that name."""
     rank, world, device = int(sys.argv[2]), int(sys.argv[3]), torch.device(sys.argv[4])
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -39,7 +39,7 @@ class Ranks:
             own, theirs = Pipe()
             place = device if device == "cpu" else f"{device}:{rank}"
             told = (str(rank), str(world), place, f"file://{self._store.name}/store")
-            # -P: a random.py beside the script is not the standard library's.
+            # -P: what lies beside the script is not the standard library's.
             command = [sys.executable, "-P", str(script), str(theirs.fileno()), *told]
             self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
             theirs.close()
@@ -91,7 +91,7 @@ class Ranks:
 
 
 def ranks(world: int, device: torch.device) -> Ranks:
-    """The processes of this size on this kind of device, started if there are none."""
+    """The processes of a ring of this size on this kind of device; started if there are none."""
     key = (SCRIPT, world, device.type)
     if key not in _running:
         _running[key] = Ranks(*key)

@@ -47,6 +47,7 @@ def _rank(rank: int, folder: str, fields: dict[str, Any], name: str, broken: str
     import torch.distributed as dist
     from tiny import attention
 
+    from attnbench.train import anatomy
     from attnbench.train.attentions import reference
     from attnbench.train.learning import learn
     from attnbench.train.models import build_model
@@ -73,7 +74,9 @@ def _rank(rank: int, folder: str, fields: dict[str, Any], name: str, broken: str
             "losses": agree_on_losses(curve.losses, group),
             "evaluations": [e.model_dump() for e in curve.evaluations],
             "sums": [float(p.detach().double().sum()) for p in whole],
-            "held": sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in model.parameters()),
+            "held": sum(
+                anatomy._bytes(p) for p in model.parameters()
+            ),
         }
     except Exception as error:
         told = {"error": f"{type(error).__name__}: {error}"}
@@ -96,6 +99,7 @@ def _break(how: str, trainer: Any, task: Any) -> None:
 
         module._over_ranks = lambda counts, group: counts
     elif how == "summed":  # gradients added up where their mean is needed
+
         def doubled(loss: Any) -> None:
             (loss * dist.get_world_size()).backward()
 

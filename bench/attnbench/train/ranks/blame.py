@@ -137,7 +137,7 @@ def _last_line(log: str) -> str:
 
 
 def _innermost(log: str) -> tuple[str, int, str] | None:
-    """File, line and function of where a rank was when it was last asked; None if it did not say."""
+    """File, line and function of where a rank was when it was asked; None if it did not say."""
     _, asked, stack = log.rpartition("(most recent call first):")
     found = _FRAME.search(stack) if asked else None
     return (found["file"], int(found["line"]), found["function"]) if found else None

@@ -82,9 +82,7 @@ class RanksGroup(Turns[Workload]):
             "process": self._task["process"],
             "learn_batch": truth.workload.batch // world if truth else self.workload.batch,
         }
-        found = run_ranks(
-            job, world, self._task["timeout_s"], lambda phase: self._step(key, phase)
-        )
+        found = run_ranks(job, world, self._task["timeout_s"], lambda phase: self._step(key, phase))
         result: dict[str, Any] = {"samples": found["samples"], "accuracy": {}}
         if truth is not None:
             parity = truth.judged(found["losses"], registry.make(told).kind)
@@ -92,8 +90,7 @@ class RanksGroup(Turns[Workload]):
                 "accuracy": found["accuracy"],
                 "memory": found["memory"],
                 "kernels": found["kernels"],
-                "training": self._training(told, found, threads)
-                | {"parity": parity.model_dump()},
+                "training": self._training(told, found, threads) | {"parity": parity.model_dump()},
             }
             if self._task["energy_s"]:
                 result["energy_absent"] = _NO_ENERGY
@@ -118,7 +115,7 @@ class RanksGroup(Turns[Workload]):
             backend="nccl" if is_cuda else "gloo",
             devices=self._devices,
             peak_bytes=found["peak_bytes"],
-            method=f"torchrun on this machine, a session of its own for each implementation{cores}; "
+            method=f"torchrun on this machine, ranks of its own for each implementation{cores}; "
             "a step ends with its slowest rank; not interleaved with other implementations",
         )
         return {
