@@ -99,7 +99,8 @@ class Scattered:
         lengths, pieces = self.told[f"lengths_{side}"], {}
         for rank, shard in enumerate(shards):
             first, last = chunks_of(rank, self.world)
-            pieces[first], pieces[last] = shard.split([lengths[first], lengths[last]], dim=-2)
+            sizes = (lengths[first], lengths[last])
+            pieces[first], pieces[last] = torch.split_with_sizes(shard, sizes, dim=-2)
         return torch.cat([pieces[i] for i in sorted(pieces)], dim=-2).to(self.device)
 
 

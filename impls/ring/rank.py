@@ -155,7 +155,7 @@ class Ring:
     def _queries(self, x_BHMD: torch.Tensor, like_BGND: torch.Tensor) -> torch.Tensor:
         """By key head, in the working precision."""
         work = torch.promote_types(x_BHMD.dtype, torch.float32)
-        return x_BHMD.unflatten(1, (like_BGND.shape[1], -1)).to(work)
+        return torch.unflatten(x_BHMD, 1, (like_BGND.shape[1], -1)).to(work)
 
     def _logits(
         self, q_BGRmD: torch.Tensor, k_BGnD: torch.Tensor, hidden_mn: torch.Tensor | None

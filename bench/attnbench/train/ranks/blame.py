@@ -35,6 +35,7 @@ class Seen:
         logs: torchrun's folder of what they print.
         agent_log: what torchrun's launcher prints.
         pids: of those that have begun.
+        ready: those that have begun to work: no longer busy with imports.
         failures: last words by rank, as events.
         ended: ranks that have ended well.
         exits: exit code by rank, where not well.
@@ -44,6 +45,7 @@ class Seen:
     logs: Path
     agent_log: Path
     pids: dict[int, int] = field(default_factory=dict)
+    ready: set[int] = field(default_factory=set)
     failures: dict[int, dict[str, Any]] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     exits: dict[int, int] = field(default_factory=dict)
@@ -52,6 +54,8 @@ class Seen:
         """Note an event."""
         if event["event"] == "begins":
             self.pids[rank] = event["pid"]
+        elif event["event"] == "step":
+            self.ready.add(rank)
         elif event["event"] == "failed":
             self.failures[rank] = event
         elif event["event"] == "ends":

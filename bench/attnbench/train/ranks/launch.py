@@ -26,7 +26,7 @@ from attnbench.train.ranks.blame import Seen
 from attnbench.train.ranks.rank import JOB, events_of
 
 _POLL_S = 0.05
-_START_S = 120.0  # for torchrun and all ranks to import torch
+_START_S = 120.0  # for torchrun to start all ranks, which import torch, and to join them
 _SHARE = 0.8  # of the time that the worker itself may be silent: it has to be told apart
 _GRACE_S = 10.0  # between the first failure and the report of how all have ended
 
@@ -111,7 +111,7 @@ def _listen(
         if is_over:
             return result if len(seen.ended) == seen.world else None
         now = time.monotonic()
-        if len(seen.pids) < seen.world:
+        if len(seen.ready) < seen.world:
             if now - began > _START_S:
                 return None
             if now - heard > 1:
