@@ -92,14 +92,16 @@ class Limits:
         ceilings = ceilings_of(self.environment)
         if ceilings is None or not ceilings.matmul or _is_disturbed(self._told):
             return None
-        best = max(rate.best for rate in ceilings.matmul.values())
+        devices = training.ranks.processes if training.ranks else 1
+        best = devices * max(rate.best for rate in ceilings.matmul.values())
         least = training.flops.dense + training.flops.attention_least
         rate = least / samples.median_s
         if rate <= best * (1 + SLACK_UNKNOWN_CLOCK):
             return None
+        ranks = f", times {devices} ranks" if devices > 1 else ""
         return (
             f"implausibly fast: {rate / 1e12:.4g} TFLOPS of the model; the fastest product "
-            f"measured on this device reached {best / 1e12:.4g}"
+            f"measured on this device reached {best / 1e12:.4g}{ranks}"
         )
 
     def measure_again(self) -> None:

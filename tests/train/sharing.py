@@ -74,6 +74,7 @@ def _rank(rank: int, folder: str, fields: dict[str, Any], name: str, broken: str
             "losses": agree_on_losses(curve.losses, group),
             "evaluations": [e.model_dump() for e in curve.evaluations],
             "sums": [float(p.detach().double().sum()) for p in whole],
+            "skipped": getattr(trainer, "skipped", 0),
             "held": sum(
                 anatomy._bytes(p) for p in model.parameters()
             ),
@@ -105,5 +106,24 @@ def _break(how: str, trainer: Any, task: Any) -> None:
 
         trainer.backward = doubled
         trainer.workload = trainer.workload.replace(clip=0.0)
+    elif how == "overflow":  # a gradient of rank 1's own part is infinite
+        trainer.update = _overflowing(trainer)
     elif how:
         raise ValueError(how)
+
+
+def _overflowing(trainer: Any) -> Any:
+    import torch.distributed as dist
+
+    update, scaler = trainer.update, trainer._scaler
+    trainer.skipped = 0
+
+    def spoilt() -> None:
+        if dist.get_rank() == 1 or trainer.workload.parallel == "ddp":
+            grad = trainer.parameters[-1].grad
+            getattr(grad, "to_local", lambda: grad)().fill_(float("inf"))
+        before = scaler.get_scale()
+        update()
+        trainer.skipped += scaler.get_scale() < before
+
+    return spoilt

@@ -20,6 +20,7 @@ from attnbench.process import SIGNAL_WHERE, signal_name
 from attnbench.record import Status
 
 _TAIL_BYTES = 4000
+_STACK_BYTES = 32_000  # of a log that ends with a stack, which begins with what matters
 _WRITE_S = 0.5  # for ranks to write down where they are
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>\S+)')
 _WAITS = ("/torch/distributed/", "/torch/nn/parallel/", "/torch/autograd/graph.py")
@@ -66,10 +67,10 @@ class Seen:
         """Whether a rank said that it failed."""
         return bool(self.failures)
 
-    def log(self, rank: int) -> str:
+    def log(self, rank: int, most: int = _TAIL_BYTES) -> str:
         """The end of what a rank wrote to standard error."""
         found = sorted(self.logs.glob(f"*/attempt_0/{rank}/stderr.log"))
-        return _tail(found[-1]) if found else ""
+        return _tail(found[-1], most) if found else ""
 
 
 def of(seen: Seen, *, is_oom: bool) -> Failed:
@@ -102,12 +103,13 @@ def hanging(seen: Seen, silent_s: float) -> Failed:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, SIGNAL_WHERE)
     time.sleep(_WRITE_S)
-    where = {rank: _innermost(seen.log(rank)) for rank in range(seen.world)}
+    stacks = {r: _stack(seen.log(r, _STACK_BYTES)) for r in range(seen.world)}
+    where = {rank: _innermost(stack) for rank, stack in stacks.items()}
     stuck = [r for r, at in where.items() if at and not any(w in at[0] for w in _WAITS)]
     named = stuck or list(where)
     words = "; ".join(f"rank {r} of {seen.world} {_at(where[r])}" for r in named)
     others = "; the others wait for it" if len(named) == 1 < seen.world else ""
-    log = "\n".join(f"rank {r}:\n{seen.log(r)[-_TAIL_BYTES // seen.world :]}" for r in where)
+    log = "\n".join(f"rank {r}:{s[: _TAIL_BYTES // seen.world]}" for r, s in stacks.items())
     return Failed("timeout", f"no sign of life for {silent_s:g} s: {words}{others}; killed", log)
 
 
@@ -140,10 +142,15 @@ def _last_line(log: str) -> str:
     return f"; its last line: {lines[-1].strip()[:200]}" if lines else ""
 
 
-def _innermost(log: str) -> tuple[str, int, str] | None:
-    """File, line and function of where a rank was when it was asked; None if it did not say."""
+def _stack(log: str) -> str:
+    """The last stack in a log, the innermost frame first; empty if there is none."""
     _, asked, stack = log.rpartition("(most recent call first):")
-    found = _FRAME.search(stack) if asked else None
+    return stack if asked else ""
+
+
+def _innermost(stack: str) -> tuple[str, int, str] | None:
+    """File, line and function of where a rank was; None if it did not say."""
+    found = _FRAME.search(stack)
     return (found["file"], int(found["line"]), found["function"]) if found else None
 
 
@@ -153,9 +160,9 @@ def _at(where: tuple[str, int, str] | None) -> str:
     return f"is in {where[2]}, {Path(where[0]).name} line {where[1]}"
 
 
-def _tail(path: Path) -> str:
+def _tail(path: Path, most: int = _TAIL_BYTES) -> str:
     if not path.exists():
         return ""
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        file.seek(max(0, path.stat().st_size - most))
         return file.read().decode(errors="replace").strip()
