@@ -35,7 +35,7 @@ class RingAttention(Attention):
     options = {"world": 0}
     simulators = {"world": _LABEL}
     version = torch.__version__
-    source = "Liu et al. 2023, Ring Attention, arXiv 2310.01889; chunks as in Brandon et al. 2023, arXiv 2311.09431"
+    source = "Liu et al. 2023, Ring Attention with Blockwise Transformers, arXiv 2310.01889"
 
     def supports(self, problem: Problem, device: torch.device) -> None:
         super().supports(problem, device)

@@ -75,9 +75,7 @@ def _rank(rank: int, folder: str, fields: dict[str, Any], name: str, broken: str
             "evaluations": [e.model_dump() for e in curve.evaluations],
             "sums": [float(p.detach().double().sum()) for p in whole],
             "skipped": getattr(trainer, "skipped", 0),
-            "held": sum(
-                anatomy._bytes(p) for p in model.parameters()
-            ),
+            "held": sum(anatomy._bytes(p) for p in model.parameters()),
         }
     except Exception as error:
         told = {"error": f"{type(error).__name__}: {error}"}

@@ -91,9 +91,9 @@ def test_two_processes_learn_as_one_does_in_every_way(
 def test_what_a_method_learns_is_shared_too(parallel: str) -> None:
     from tiny import attention
 
+    from attnbench.train.data import make_task
     from attnbench.train.learning import learn
     from attnbench.train.setup import make_trainer
-    from attnbench.train.data import make_task
 
     fields = {"model": "bert-tiny", "task": "text", "objective": "masked-lm", "seqlen": 64}
     of = shared(parallel, **fields)

@@ -2,8 +2,8 @@
 
 MFU is model FLOPs a second over the rate that products of the workload's precision reached on
 the same device when its ceilings were measured; beside it, over the datasheet's peak where
-that is known. Of several ranks, that is times their number. For an approximate method the share by the others' count is an *effective* one,
-and its own count has a share of its own.
+that is known. Of several ranks, that is times their number. For an approximate method the share
+by the others' count is an *effective* one, and its own count has a share of its own.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ def scaling(record: Record, others: Iterable[Record]) -> Scaling:
 
     Args:
         record: of a training run.
-        others: of the same run; where the single process is looked for.
+        others: of the same machine, as those of one run are; where the single process is
+            looked for, by preference among those measured in the same environment.
     """
     processes = int(record.problem.get("processes", 1))
     if processes == 1:
@@ -69,14 +70,16 @@ def in_words(found: Scaling) -> str:
 
 
 def _alone(record: Record, others: Iterable[Record]) -> Record | None:
-    """The same implementation, workload, device and environment, in one process."""
+    """The same implementation, workload and device, in one process."""
     workload = Workload.from_json(record.problem).replace(parallel="none", processes=1)
-    for other in others:
-        if other.kind == "training" and other.problem_id == workload.id and (
-            other.implementation.spec, other.device, other.environment
-        ) == (record.implementation.spec, record.device, record.environment):  # fmt: skip
-            return other
-    return None
+    wanted = (workload.id, record.implementation.spec, record.device)
+    found = [
+        other
+        for other in others
+        if (other.problem_id, other.implementation.spec, other.device) == wanted
+    ]
+    near = [other for other in found if other.environment == record.environment]
+    return next(iter(near or found), None)
 
 
 def _scaled(rate: Interval, factor: float) -> Interval:

@@ -79,9 +79,9 @@ def _agent(folder: Path, world: int) -> Iterator[tuple[subprocess.Popen[bytes], 
         # The launcher first: it would see a rank die and report it.
         agent.kill()
         agent.wait()
-        for pid in seen.pids.values():
+        for rank in seen.pids.keys() - seen.ended:  # with whatever they have started
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+                os.killpg(seen.pids[rank], signal.SIGKILL)
 
 
 def _listen(
