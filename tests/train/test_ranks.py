@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +227,14 @@ def test_the_kernels_killing_for_memory_is_told_as_such(tmp_path: Path) -> None:
 # ---- real ranks ----------------------------------------------------------------------------
 
 
-def left_behind() -> list[str]:
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where ranks of this test keep their files, by which they are told from others'."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def left_behind(own: Path) -> list[str]:
     """Processes of ranks that are still there."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -229,14 +242,14 @@ def left_behind() -> list[str]:
             command = path.read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if "attnbench.train.ranks" in command:
+        if "attnbench.train.ranks" in command and str(own) in command:
             found.append(command)
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-def test_a_group_gives_each_contender_its_own_ranks(parallel: str) -> None:
+def test_a_group_gives_each_contender_its_own_ranks(parallel: str, own: Path) -> None:
     told = run_group(shared(parallel), "fair", "leaks", "window", "raises")
     assert {who: t["status"] for who, t in told.items()} == {
         "fair": "ok", "leaks": "incorrect", "window": "ok", "raises": "error",
@@ -249,12 +262,12 @@ def test_a_group_gives_each_contender_its_own_ranks(parallel: str) -> None:
     assert training.ranks.backend == "gloo"
     assert max(training.ranks.peak_bytes) == training.memory.peak_bytes
     assert told["fair"]["samples"]["method"].endswith("to the end of the slowest rank")
-    assert not left_behind()
+    assert not left_behind(own)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-def test_a_rank_that_fails_is_named_and_the_others_go_on(parallel: str) -> None:
+def test_a_rank_that_fails_is_named_and_the_others_go_on(parallel: str, own: Path) -> None:
     told = run_group(
         shared(parallel), "killed-on-one", "hangs-on-one", "raises-on-one", "leaves-on-one",
         "fair", timeout_s=25.0,
@@ -270,4 +283,34 @@ def test_a_rank_that_fails_is_named_and_the_others_go_on(parallel: str) -> None:
     assert hung[0] == "timeout"
     assert "no sign of life for 20 s: rank 1 of 2 is in wait_for_nothing" in hung[1]
     assert "the others wait for it" in told["hangs-on-one"]["reason"]
-    assert not left_behind()
+    assert not left_behind(own)
+
+
+@pytest.mark.slow
+def test_ranks_end_with_a_worker_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "from tiny import run_group, workload\n"
+        "of = workload(parallel='ddp', processes=2)\n"
+        "run_group(of, 'hangs-on-one', timeout_s=300.0)\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    worker = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**environment, "PYTHONPATH": paths, "TMPDIR": str(tmp_path)},
+    )
+    try:
+        wait_until(lambda: len(left_behind(tmp_path)) == 3)
+    finally:
+        worker.kill()
+        worker.wait()
+    wait_until(lambda: not left_behind(tmp_path))
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if is_so():
+            return
+        time.sleep(0.1)
+    raise AssertionError("never")
