@@ -23,7 +23,7 @@ from attnbench.process import oom_kills
 from attnbench.train.ranks import blame
 from attnbench.train.ranks.agent import LOGS, REPORT
 from attnbench.train.ranks.blame import Seen
-from attnbench.train.ranks.rank import JOB, events_of
+from attnbench.train.ranks.events import JOB, Tail, events_of
 
 _POLL_S = 0.05
 _START_S = 120.0  # for torchrun to start all ranks, which import torch, and to join them
@@ -92,7 +92,7 @@ def _listen(
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """Until rank 0 has told its result and all have ended well; None if that will not be."""
-    tails = [_Tail(events_of(folder, rank)) for rank in range(seen.world)]
+    tails = [Tail(events_of(folder, rank)) for rank in range(seen.world)]
     result: dict[str, Any] | None = None
     began = heard = time.monotonic()
     while True:
@@ -122,31 +122,12 @@ def _listen(
         time.sleep(_POLL_S)
 
 
-class _Tail:
-    """The lines of a file that grows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._at, self._rest = path, 0, b""
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Whole lines that have come since."""
-        try:
-            with open(self._path, "rb") as file:
-                file.seek(self._at)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        self._at += len(data)
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in whole]
-
-
 def _wait(agent: subprocess.Popen[bytes], seen: Seen) -> None:
     """For the launcher to end the other ranks and to report; and hear what they said last."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         agent.wait(_GRACE_S)
     for rank in range(seen.world):
-        for event in _Tail(events_of(seen.logs.parent, rank)).lines():
+        for event in Tail(events_of(seen.logs.parent, rank)).lines():
             seen.take(rank, event)
 
 

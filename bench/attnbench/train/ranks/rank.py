@@ -10,36 +10,13 @@ import datetime
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+from attnbench.train.ranks.events import JOB, Events, events_of
 from attnbench.worker import die_with_parent, tell_where_on_death
 
-JOB = "job.json"
 _SPARE = 4  # times its own limit that a rank waits for others: whoever watches is first
-
-
-def events_of(folder: Path, rank: int) -> Path:
-    """Where a rank writes its events."""
-    return folder / f"rank{rank}.jsonl"
-
-
-class Events:
-    """What a rank tells, line by line."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
-
-    def send(self, event: str, **told: Any) -> None:
-        """Write one event, and when it was."""
-        line = {"event": event, "at": time.monotonic(), **told}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def step(self, phase: str) -> None:
-        """Begin a phase, or show that it still goes on."""
-        self.send("step", phase=phase)
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ from attnbench.train import anatomy, attentions, flops
 from attnbench.train.learning import Curve, learn
 from attnbench.train.models import build_model
 from attnbench.train.proof import verify_attention
+from attnbench.train.ranks.events import Events
 from attnbench.train.ranks.lockstep import Lockstep, RankClock
-from attnbench.train.ranks.rank import Events
 from attnbench.train.ranks.trainer import RankTrainer, Share, agree_on_losses, share_of
 from attnbench.train.workload import Workload
 
