@@ -14,6 +14,8 @@ from attnbench.problem import Problem
 from attnbench.record import Implementation, Memory, Record, Samples, TensorAccuracy, point_id
 from attnbench.runs import Run
 from attnbench.stats import median_interval
+from attnbench.train.figures import Training
+from attnbench.train.workload import Workload
 
 MACHINE: Mapping[str, Any] = {
     "identity": {
@@ -88,6 +90,68 @@ def record(
     else:
         told["reason"] = f"because of {status}"
     return Record(**(told | changes))
+
+
+def learned(
+    losses: Iterable[float] = (4.0, 3.5, 3.0),
+    *,
+    ok: bool | None = True,
+    tokens: int = 512,
+    metrics: Mapping[str, float | None] | None = None,
+    **changes: Any,
+) -> Training:
+    """The figures of a training run; ``changes`` replace any of them."""
+    curve = list(losses)
+    last = {"bits_per_character": 2.5, "perplexity": 5.66} if metrics is None else metrics
+    told: dict[str, Any] = {
+        "batch": 8,
+        "tokens": tokens,
+        "learned_steps": len(curve),
+        "losses": curve,
+        "evaluations": [{"step": len(curve), "metrics": last}],
+        "parity": {
+            "ok": ok, "reference": "naive", "max_deviation": 2e-6, "ratio": 0.25, "step": 1,
+            "deviation": 1e-6, "allowed": 4e-6, "steps": len(curve), "batch": 8, "reruns": 5,
+            "rule": "made up",
+        },
+        "flops": {"dense": 10**9, "attention_full": 4 * 10**8, "attention_causal": 2 * 10**8,
+                  "attention_own": None if ok is not None else 10**8},
+        "parameters": {"total": 1000, "embedding": 100, "trainable": 900},
+        "breakdown": {"forward_s": 0.3, "backward_s": 0.6, "optimizer_s": 0.1,
+                      "attention_share": 0.25, "method": "made up"},
+        "memory": {"parameters_bytes": 4000, "gradients_bytes": 3600, "optimizer_bytes": 7200,
+                   "activations_bytes": 2**20, "peak_bytes": 2**21, "method": "made up"},
+    }  # fmt: skip
+    return Training.model_validate(told | changes)
+
+
+def trained(
+    implementation: str = "naive",
+    workload: Workload | None = None,
+    rounds: Any = (1.0, 1.001, 0.999, 1.0, 1.002),
+    *,
+    kind: str = "exact",
+    training: Training | None = None,
+    status: str = "ok",
+    suite: str = "train-tiny",
+    **changes: Any,
+) -> Record:
+    """One record of a training run; ``rounds`` in seconds a step."""
+    workload = workload or Workload(model="gpt2-tiny", seqlen=64)
+    told: dict[str, Any] = {
+        "kind": "training",
+        "suite": suite,
+        "title": "Tiny models",
+        "baseline": "naive",
+        "id": point_id(workload.id, f"{suite} {implementation}", "a" * 64, "here", 0),
+        "implementation": Implementation(name=implementation, kind=kind, source_sha256="a" * 64),
+        "problem": workload.to_json(),
+        "problem_id": workload.id,
+    }
+    if status == "ok":
+        told["training"] = training or learned(ok=True if kind == "exact" else None)
+    made = record(rounds, status=status).model_copy(update=told | changes)
+    return Record.model_validate(made.model_dump())
 
 
 def run(*records: Record, environment: Mapping[str, Any] = MACHINE) -> Run:

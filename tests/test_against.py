@@ -350,7 +350,8 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 PROBLEM = Problem.of(seqlen=16)
 SUITE = SimpleNamespace(
-    name="tiny", title="", baseline="", path=Path("tiny.toml"), problems=(PROBLEM,),
+    name="tiny", kind="attention", title="", baseline="", path=Path("tiny.toml"),
+    problems=(PROBLEM,),
     measure=Measure(), verify=Verify(),
 )  # fmt: skip
 

@@ -118,10 +118,33 @@ def test_a_dry_run_tells_points_and_time_and_measures_nothing(project: Path) -> 
 
 def test_what_can_run_is_listed_with_what_cannot_and_why(project: Path) -> None:
     (project / "impls/broken.py").write_text("import nothing_of_that_name\n")
-    ended = attnbench("list", cwd=project)
+    for name, body in {
+        "half-only": "dtypes = ('float16', 'bfloat16')",
+        "no-backward": (
+            "def supports(self, problem, device):\n"
+            "        if problem.direction != 'forward':\n"
+            "            raise Unsupported('has no backward')"
+        ),
+        "nowhere": "devices = ('cuda',)",
+    }.items():
+        (project / f"impls/{name.replace('-', '_')}.py").write_text(
+            "from attnbench import Attention, Unsupported, register\n"
+            f"@register('{name}')\n"
+            "class Mine(Attention):\n"
+            f"    'One of mine.'\n    {body}\n"
+            "    def build(self, problem, device):\n        return lambda q, k, v: v\n"
+        )
+    ended = attnbench("list", cwd=project, env={"COLUMNS": "250"})
     assert ended.code == 0
-    assert "mine" in ended.out
+    here = {line.split()[0]: line for line in ended.out.splitlines() if line.strip()}
+    assert "unavailable" in here["broken"]
     assert "nothing_of_that_name" in ended.out
+    assert " fp32 bf16 fp16 " in here["mine"]
+    assert " bf16 fp16 " in here["half-only"]
+    assert "fp32" not in here["half-only"]
+    assert " forward fp32 bf16 fp16 " in here["no-backward"]
+    assert " no " in here["nowhere"]
+    assert "does not do device cpu" in here["nowhere"]
 
 
 def test_a_projects_suites_are_listed_beside_ours(project: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_records import MACHINE, machine, record, run
+from made_records import MACHINE, learned, machine, record, run, trained
 
 from attnbench import environment as environments
 from attnbench.compare import Compared, Comparison, compare
@@ -381,3 +381,22 @@ def test_the_exit_code_of_times(factor: float, code: int) -> None:
 def test_nothing_at_all_cannot_be_compared() -> None:
     assert compare(run(), run()) == Comparison((), 0.03, ())
     assert compare(run(), run()).exit_code == 2
+
+
+# ---- training ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.1, "SLOWER"), (1 / 1.1, "FASTER")])
+def test_training_runs_are_compared_by_seconds_a_step(factor: float, verdict: str) -> None:
+    base = trained(rounds=rounds(seed=1))
+    new = trained(rounds=rounds(factor, seed=2), time="2026-02-02T03:04:05+00:00")
+    assert one(base, new).verdict == verdict
+
+
+def test_steps_of_different_batches_are_not_compared() -> None:
+    """Catches a larger batch, found because memory grew, that is told as a regression."""
+    base = trained(rounds=rounds(seed=1))
+    new = trained(rounds=rounds(2.0, seed=2), training=learned(tokens=1024))
+    found = one(base, new)
+    assert found.verdict == "NOT COMPARABLE"
+    assert found.reason == "tokens a step 512 → 1024: steps of different work"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from made_records import machine, record
+from made_records import learned, machine, record, trained
 
 from attnbench import environment as environments
 from attnbench.history import FEWEST_RUNS, find_steps, run_scatter, series_of
@@ -148,3 +148,12 @@ def test_runs_of_changed_code_do_not_count_as_equal() -> None:
 
 def test_no_history_has_no_steps() -> None:
     assert steps(of([])) == []
+
+
+def test_steps_of_training_with_another_batch_are_another_series() -> None:
+    """Catches a step in the history where only the batch has changed."""
+    records = [
+        trained(rounds=[t, t, t], time=when(i), training=learned(tokens=tokens))
+        for i, (t, tokens) in enumerate([(1.0, 512)] * 3 + [(2.0, 1024)] * 3)
+    ]
+    assert [len(series.records) for series in series_of(of(records))] == [3, 3]

@@ -6,7 +6,9 @@ A point is an implementation (with its options) on a problem. Its verdict:
     SAME             the 95 % interval of the ratio lies inside ± threshold: that is evidence
     INCONCLUSIVE     neither; the reason says what is missing
     NOT COMPARABLE   measured on different machines, by different clocks, on one side only,
-                     or without a time
+                     or without a time; of training, steps of different batches
+
+The time is that of a call, or of a training step.
 
 No chance means four things:
 
@@ -192,9 +194,16 @@ def _untimed(base: Record, new: Record) -> str:
     before, after = how(base.samples), how(new.samples)
     if before != after:
         return ", ".join(differences(before, after))
+    if _tokens(base) != _tokens(new):  # each found its own largest batch
+        return f"tokens a step {_tokens(base)} → {_tokens(new)}: steps of different work"
     if min(_fewest(base.samples), _fewest(new.samples)) < 2:
         return "a single sample says nothing about its scatter"
     return ""
+
+
+def _tokens(record: Record) -> int | None:
+    """Of a step of training; what a time of any other kind is of does not vary."""
+    return record.training.tokens if record.training is not None else None
 
 
 def _fewest(samples: Samples) -> int:

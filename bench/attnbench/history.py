@@ -84,8 +84,9 @@ class Step:
 def series_of(history: Run) -> list[Series]:
     """All series of a history, in the order of their first run.
 
-    One series has one problem, implementation with options, seed, clock, cache, device and
-    hardware; software, driver and source may change along it, and are named at a step.
+    One series has one problem (of training, with as many tokens a step), implementation with
+    options, seed, clock, cache, device and hardware; software, driver and source may change
+    along it, and are named at a step.
     """
     found: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for record in history.records:
@@ -97,7 +98,8 @@ def series_of(history: Run) -> list[Series]:
             for field, value in identity.items()
             if field.startswith("hardware.") and field not in _UPDATED
         )
-        key = (record.problem_id, record.implementation.spec, record.seed, record.device)
+        tokens = record.training.tokens if record.training is not None else None
+        key = (record.problem_id, record.implementation.spec, record.seed, record.device, tokens)
         found[(*key, *how(record.samples).values(), hardware)].append(record)
     return [
         Series(

@@ -89,19 +89,22 @@ class Limits:
 
     def training_fault(self, training: Training, samples: Samples) -> str | None:
         """What is wrong with a step that beats every product that was measured here."""
+        least = training.flops.dense + training.flops.attention_least
+        devices = training.ranks.processes if training.ranks else 1
+        return self.model_fault(least // devices, samples)
+
+    def model_fault(self, least_flops: int, samples: Samples) -> str | None:
+        """What is wrong with a time in which no product measured here does what a model needs."""
         ceilings = ceilings_of(self.environment)
         if ceilings is None or not ceilings.matmul or _is_disturbed(self._told):
             return None
-        devices = training.ranks.processes if training.ranks else 1
-        best = devices * max(rate.best for rate in ceilings.matmul.values())
-        least = training.flops.dense + training.flops.attention_least
-        rate = least / samples.median_s
+        best = max(rate.best for rate in ceilings.matmul.values())
+        rate = least_flops / samples.median_s
         if rate <= best * (1 + SLACK_UNKNOWN_CLOCK):
             return None
-        ranks = f", times {devices} ranks" if devices > 1 else ""
         return (
             f"implausibly fast: {rate / 1e12:.4g} TFLOPS of the model; the fastest product "
-            f"measured on this device reached {best / 1e12:.4g}{ranks}"
+            f"measured on this device reached {best / 1e12:.4g}"
         )
 
     def measure_again(self) -> None:

@@ -13,11 +13,13 @@ from attnbench.registry import Entry
 from attnbench.spec import Value, format_spec, parse_spec
 from attnbench.subject import PointKind, Subject
 from attnbench.suite import Suite, set_keys
-from attnbench.train.bound import RERUNS
+from attnbench.train.bound import RERUNS, STEPS
+from attnbench.train.generation.spec import Generation
 
 _FLOPS_A_SECOND = {"cpu": 2e10, "cuda": 1e13}  # of the float64 reference; for estimates only
-_FLOPS_A_TOKEN = 6e6  # of a tiny model in training; which model it is takes torch to know
-_STEP_S = 0.02  # of launching a training step
+_FLOPS_A_TOKEN = 1e6  # of a tiny model in training; which model it is takes torch to know
+_STEP_S = 0.01  # of launching a training step
+_READS = 10  # of all tokens, by the model without a cache
 _START_S = 3.0  # of a fresh process, which imports torch
 _OVERHEAD_S = 0.3  # building, verifying and measuring memory of one small point
 
@@ -50,7 +52,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Point:
-    """One contender on one problem, or in one training run.
+    """One contender on one problem, or inside one model.
 
     Attributes:
         id: of its record.
@@ -95,10 +97,16 @@ class Plan:
         if isinstance(problem, Problem):
             flops = problem.replace(direction="both", decode=False).flops()
             reference_s = 2 * flops / flops_a_second
+        elif isinstance(problem, Generation):
+            tokens = problem.batch * problem.read
+            read_s = tokens * _FLOPS_A_TOKEN / flops_a_second
+            reference_s, point_s = _READS * read_s, point_s + read_s + problem.new * _STEP_S
         else:
             tokens = problem.seqlen * max(problem.batch, 1)
-            learn_s = problem.steps * (_STEP_S + tokens * _FLOPS_A_TOKEN / flops_a_second)
-            reference_s, point_s = (RERUNS + 1) * learn_s, point_s + learn_s
+            step_s = _STEP_S + tokens * _FLOPS_A_TOKEN / flops_a_second
+            learn_s = problem.steps * step_s
+            reference_s = learn_s + RERUNS * min(problem.steps, STEPS) * step_s
+            point_s += learn_s
         energy_s = usable * measure.energy_s  # by the first process alone
         start_s = _START_S if usable and measure.processes > 1 else 0.0
         return measure.processes * (start_s + usable * point_s + reference_s) + energy_s

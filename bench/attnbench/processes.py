@@ -36,6 +36,9 @@ class Held:
             if whole.get(name) is not None:
                 parts = [Samples.model_validate(told[name]) for told in self.told]
                 whole[name] = join(parts, precision).model_dump()
+        if whole.get("generation") is not None:
+            parts_of = [told["generation"] for told in self.told]
+            whole["generation"] = joined_generation(parts_of, precision)
         whole["telemetry"] = conditions.joined([told["telemetry"] for told in self.told])
         whole["accuracy"] = self._accuracy()
         whole["wall_s"] = sum(told["wall_s"] for told in self.told)
@@ -47,6 +50,15 @@ class Held:
             for told in self.told
         ]
         return {name: a.model_dump() for name, a in worst(seen).items()}
+
+
+def joined_generation(told: Sequence[dict[str, Any]], precision: float) -> dict[str, Any]:
+    """The ``generation`` part of several processes as one; later ones tell times alone."""
+    whole = {**told[0], "gaps": sum(one["gaps"] for one in told)}
+    for name in ("first", "rest", "between"):
+        parts = [Samples.model_validate(one[name]) for one in told]
+        whole[name] = join(parts, precision).model_dump()
+    return whole
 
 
 def join(parts: Sequence[Samples], precision: float) -> Samples:

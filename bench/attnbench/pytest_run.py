@@ -178,8 +178,10 @@ class BenchmarkRun:
         if file_path.suffix != ".toml":
             return None
         is_named = parent.session.isinitpath(file_path)
-        if not is_named and (file_path.parent.name != "suites" or kind_of(file_path) == "training"):
-            return None  # training is asked for by name, and then refused with the reason
+        if not is_named and (
+            file_path.parent.name != "suites" or kind_of(file_path) != "attention"
+        ):
+            return None  # other kinds are asked for by name, and then refused with the reason
         node_id = self._node_id(file_path)
         given: dict[str, Any] = {} if node_id is None else {"nodeid": node_id}
         suite = SuiteFile.from_parent(parent, path=file_path, **given)

@@ -8,7 +8,8 @@ Schema history
     1.2.0  implementations that ran in a simulator (``Implementation.simulated``); what one
            chose for itself in ``build()`` (``choices``); of approximate methods their own
            FLOPs and bytes, and their distance from the answer that was asked for.
-    1.3.0  problems of level ``layer``, with the accuracy of a layer's own tensors.
+    1.3.0  problems of level ``layer``, with the accuracy of a layer's own tensors; records of
+           the kinds ``training`` and ``generation``, with a part of that name.
 
 A reader accepts any 1.x: a field it does not know is kept and ignored, one that is
 missing takes its default. Derived figures (TFLOPS, speed-up, share of roofline) are never
@@ -28,12 +29,17 @@ from pydantic import model_validator
 
 from attnbench.layer.answers import answers
 from attnbench.record_part import Part
+from attnbench.samples import Samples as Samples
 from attnbench.spec import Value, format_spec
 from attnbench.train.figures import Training
+from attnbench.train.generation.figures import Generated
 
 SCHEMA = "1.3.0"
 OTHERS = "(others)"
 """Name of the entry of ``Record.kernels`` that sums the shortest ones."""
+
+PointKind = Literal["attention", "training", "generation"]
+"""What a record is about. A second of one kind means something else than of another."""
 
 Status = Literal[
     "ok", "incorrect", "unsupported", "unavailable", "oom", "timeout", "crash", "error"
@@ -62,39 +68,6 @@ class Implementation(Part):
     def spec(self) -> str:
         """``name:key=value`` with the options that were asked for."""
         return format_spec(self.name, self.given)
-
-
-class Samples(Part):
-    """Raw seconds a call, by process and round, and what they say.
-
-    ``times_s[process][round]`` is the list of samples of one round, in the order taken.
-    With several processes the interval is over processes, else over rounds.
-    """
-
-    clock: str  # whose time: "host" or "device"
-    method: str = ""  # in words: "perf_counter_ns", "cuda events", "cuda graph of events", …
-    fallback: str | None = None  # why a better method could not be used
-    cache: Literal["cold", "warm"] | None = None  # last-level cache when each call begins
-    times_s: list[list[list[float]]]
-    calls_per_sample: int = 1  # in the first process
-    warmup_s: float = 0.0  # all processes together
-    spent_s: float | None = None  # the rounds, untimed calls and flushes included; likewise
-    steady: bool | None = None  # whether warm-up ended before its cap; None without warm-up
-    median_s: float
-    low_s: float  # 95 % interval of the median
-    high_s: float
-    converged: bool
-
-    @model_validator(mode="after")
-    def _plausible(self) -> Samples:
-        flat = [t for process in self.times_s for round_ in process for t in round_]
-        if not flat or min(flat) <= 0:
-            raise ValueError("samples must be positive seconds, at least one")
-        if not 0 < self.low_s <= self.median_s <= self.high_s:
-            raise ValueError("the median must lie inside its interval, and both above zero")
-        if self.calls_per_sample < 1 or self.warmup_s < 0:
-            raise ValueError("calls_per_sample must be at least 1, and warmup_s not negative")
-        return self
 
 
 class Memory(Part):
@@ -170,10 +143,10 @@ class Distance(Part):
 
 
 class Record(Part):
-    """One point: an implementation on a problem, or in a training run, on a machine."""
+    """One point: an implementation on a problem, or inside a model, on a machine."""
 
     schema_version: str = SCHEMA
-    kind: Literal["attention", "training"] = "attention"
+    kind: PointKind = "attention"
     id: str
     suite: str
     title: str = ""
@@ -181,7 +154,7 @@ class Record(Part):
     time: str  # ISO 8601, UTC
     attnbench: str
     implementation: Implementation
-    problem: dict[str, Any]  # Problem.to_json(), or Workload.to_json() of a training run
+    problem: dict[str, Any]  # to_json() of the Problem; by kind, of the Workload or Generation
     problem_id: str
     device: str  # "cpu", "cuda:0"
     seed: int = 0
@@ -197,6 +170,7 @@ class Record(Part):
     distance: dict[str, Distance] = {}  # of an approximate method, by tensor, where accuracy is
     weights_tv: float | None = None  # of another claim; mean total variation of its weights
     training: Training | None = None
+    generation: Generated | None = None
     energy: Energy | None = None
     energy_absent: str | None = None  # why there is none, though the suite asked for it
     telemetry: dict[str, Any] = {}  # while it was sampled; see ``conditions``
@@ -228,6 +202,12 @@ class Record(Part):
                 raise ValueError("status ok of a training run needs its figures")
             if self.implementation.kind == "exact" and not self.training.parity.ok:
                 raise ValueError("status ok of an exact implementation needs parity")
+            return
+        if self.kind == "generation":
+            if self.generation is None:
+                raise ValueError("status ok of a generation needs its figures")
+            if self.implementation.kind == "exact" and not self.generation.agreement.ok:
+                raise ValueError("status ok of an exact implementation needs agreement")
             return
         for tensor in answers(self.problem):
             if tensor not in self.accuracy:

@@ -35,10 +35,17 @@ from attnbench.record import (
     TensorAccuracy,
 )
 from attnbench.train.figures import Training
+from attnbench.train.generation.figures import Generated
+from attnbench.train.generation.spec import Generation
 
 _LOG_LIMIT = 4000
-_DOES = {"attention": "measure", "training": "train"}  # tasks of the worker
-_REFERENCE = {"attention": "the float64 reference", "training": "the reference's training"}
+_DOES = {  # tasks of the worker
+    "attention": "measure", "training": "train", "generation": "generate",
+}  # fmt: skip
+_REFERENCE = {
+    "attention": "the float64 reference", "training": "the reference's training",
+    "generation": "the model without a cache",
+}  # fmt: skip
 
 
 Alone = dict[str, Point] | None
@@ -218,6 +225,9 @@ class Runner:
         """What is wrong with a time that nothing on this device could take."""
         if self.limits is None or told["status"] != "ok":
             return None
+        if isinstance(point.problem, Generation):
+            flops = int(told["generation"]["flops"])
+            return self.limits.model_fault(flops, Samples.model_validate(told["samples"]))
         if not isinstance(point.problem, Problem):
             training = Training.model_validate(told["training"])
             return self.limits.training_fault(training, Samples.model_validate(told["samples"]))
@@ -326,6 +336,9 @@ class Runner:
             },
             weights_tv=told.get("weights_tv"),
             training=Training.model_validate(told["training"]) if told.get("training") else None,
+            generation=(
+                Generated.model_validate(told["generation"]) if told.get("generation") else None
+            ),
             energy=Energy.model_validate(told["energy"]) if told.get("energy") else None,
             energy_absent=told.get("energy_absent"),
             telemetry=told.get("telemetry", {}),

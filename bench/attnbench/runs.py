@@ -9,11 +9,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from attnbench import store
 from attnbench.errors import UserError
-from attnbench.record import Record
+from attnbench.record import PointKind, Record
 from attnbench.subject import subject_of
 
 
@@ -46,9 +46,7 @@ class Run:
         return dict(flatten(environment.get("context", {})))
 
 
-def load_run(
-    paths: Sequence[Path], kind: Literal["attention", "training"] | None = "attention"
-) -> Run:
+def load_run(paths: Sequence[Path], kind: PointKind | None = "attention") -> Run:
     """Read records and the environments beside them; see :func:`attnbench.store.load`.
 
     Raises:

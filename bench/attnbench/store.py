@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from attnbench.errors import UserError
-from attnbench.record import SCHEMA, Record, schema_major
+from attnbench.record import SCHEMA, PointKind, Record, schema_major
 
 AGAINST = ".against-"
 CONFIRM = ".confirm"
@@ -86,9 +86,7 @@ class Store:
         self.close()
 
 
-def load(
-    paths: Iterable[Path], kind: Literal["attention", "training"] | None = "attention"
-) -> Loaded:
+def load(paths: Iterable[Path], kind: PointKind | None = "attention") -> Loaded:
     """Read records from files and folders (see :func:`files_in`).
 
     A second of one kind of record means something else than of another: who does not ask for

@@ -1,6 +1,7 @@
-"""What a point is about: a single attention (``Problem``) or a training run (``Workload``).
+"""What a point is about: a single attention (``Problem``), a training run (``Workload``) or a
+model that is served (``Generation``).
 
-Both are immutable, hashable and serialisable, and have an ``id`` and a ``label``; a suite,
+All are immutable, hashable and serialisable, and have an ``id`` and a ``label``; a suite,
 a plan and a record are of one kind. What tells the kinds apart by name is here.
 """
 
@@ -8,21 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from attnbench.errors import UserError
 from attnbench.problem import Problem
+from attnbench.record import PointKind as PointKind
 from attnbench.record import Record
+from attnbench.train.generation.spec import Generation
 from attnbench.train.workload import Workload
 
-PointKind = Literal["attention", "training"]
-Subject = Problem | Workload
+Subject = Problem | Workload | Generation
 
 _KEYS: Mapping[PointKind, tuple[str, ...]] = {  # that a suite may give
     "attention": (
         *(f.name for f in dataclasses.fields(Problem)), "heads", "seqlen", "d_model", "preset",
     ),
     "training": tuple(f.name for f in dataclasses.fields(Workload)),
+    "generation": tuple(f.name for f in dataclasses.fields(Generation)),
+}  # fmt: skip
+
+_TYPES: Mapping[PointKind, type[Problem] | type[Workload] | type[Generation]] = {
+    "attention": Problem, "training": Workload, "generation": Generation,
 }  # fmt: skip
 
 
@@ -32,13 +39,15 @@ def keys_of(kind: PointKind) -> tuple[str, ...]:
 
 
 def make_subject(kind: PointKind, fields: Mapping[str, Any]) -> Subject:
-    """The problem or workload that loose fields describe.
+    """The problem, workload or generation that loose fields describe.
 
     Raises:
         UserError: unknown field, an invalid value, or a model and a task that do not fit.
     """
     if kind == "attention":
         return Problem.of(**fields)
+    if kind == "generation":
+        return Generation.of(**fields)
     workload = Workload.of(**fields)
     _check_names(workload)
     return workload
@@ -50,8 +59,7 @@ def subject_of(record: Record) -> Subject:
     Raises:
         UserError: this attnbench cannot read it.
     """
-    of = Workload if record.kind == "training" else Problem
-    return of.from_json(record.problem)
+    return _TYPES[record.kind].from_json(record.problem)
 
 
 def _check_names(workload: Workload) -> None:

@@ -1,7 +1,8 @@
 """Suites: what to measure, read from TOML and checked to the last key.
 
 A suite names implementations (globs, with options to taste), a grid over any field of
-``Problem`` (of ``Workload``, where it is of the kind ``training``) and single points.
+``Problem`` (of ``Workload`` where it is of the kind ``training``, of ``Generation`` where of
+``generation``) and single points.
 Everything that cannot be meant is refused with file, key, value and the nearest valid name;
 what merely cannot be done by some implementation is left to it to say (``unsupported``).
 """
@@ -41,7 +42,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Suite:
-    """A checked suite: every problem (or workload) is valid."""
+    """A checked suite: every problem (workload, generation) is valid."""
 
     name: str
     path: Path
@@ -120,7 +121,8 @@ def kind_of(path: Path) -> PointKind:
         told = tomllib.loads(path.read_text()).get("kind")
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
         told = None
-    return "training" if told == "training" else "attention"
+    kinds: tuple[PointKind, ...] = get_args(PointKind)
+    return next((kind for kind in kinds if kind == told), "attention")
 
 
 def load_suite(

@@ -114,6 +114,12 @@ def _train(task: dict[str, Any], send: Send) -> None:
     train(task, send)
 
 
+def _generate(task: dict[str, Any], send: Send) -> None:
+    from attnbench.train.generation.group import generate
+
+    generate(task, send)
+
+
 def _battery(task: dict[str, Any], send: Send) -> None:
     from attnbench.inquiry import battery
 
@@ -168,6 +174,7 @@ _TASKS: dict[str, Callable[[dict[str, Any], Send], None]] = {
     "probe": _probe,
     "measure": _measure,
     "train": _train,
+    "generate": _generate,
     "battery": _battery,
     "ceilings": _ceilings,
     "profile": _profile,

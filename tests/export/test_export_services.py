@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from export_records import results
-from made_records import machine, record, write
+from made_records import machine, record, trained, write
 
 from attnbench.errors import UserError
 from attnbench.export import FORMATS, export
@@ -115,3 +115,29 @@ def test_a_source_that_was_edited_leaves_its_earlier_records_out(tmp_path: Path)
     ((measures),) = json.loads(told.data).values()
     assert measures["latency"]["value"] == pytest.approx(1e9)
     assert told.problems == ("1 earlier records of points that were measured again: left out",)
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"parquet"}))
+def test_training_runs_are_told_with_their_tokens_a_second(name: str, tmp_path: Path) -> None:
+    """Catches a format that leaves them out, or calls them after single attentions."""
+    path = write(tmp_path, [trained("naive"), trained("other", status="unsupported"), record()])
+    text = export(name, [path]).data.decode()
+    assert "gpt2-tiny" in text
+    assert re.search(r"\b512\b", text), "tokens a second, at a second a step"
+
+
+def test_bencher_has_a_measure_of_its_own_for_tokens_a_second(tmp_path: Path) -> None:
+    document = exported("bencher", write(tmp_path, [trained("naive"), record()]))
+    rates = {name: m.get("tokens-per-second") for name, m in document.items()}
+    assert [name.split(":")[0] for name, rate in rates.items() if rate] == ["train-tiny"]
+    assert all(is_metric(rate) for rate in rates.values() if rate)
+
+
+def test_a_training_run_is_called_by_its_kind_and_grouped_by_its_fields(tmp_path: Path) -> None:
+    document = exported("pytest-benchmark", write(tmp_path, [trained("naive"), record()]))
+    by_kind = {b["name"].split("[")[0]: b for b in document["benchmarks"]}
+    assert set(by_kind) == {"test_training", "test_attention"}
+    told = by_kind["test_training"]
+    assert told["params"]["model"] == "gpt2-tiny"
+    assert "mask" not in told["params"]
+    assert told["extra_info"]["tokens_per_s"]["median"] == pytest.approx(512.0)

@@ -38,12 +38,15 @@ def test_without_extras_there_is_no_score_mod() -> None:
     assert module_of("flex")._score_mod(Problem.of(), CPU) is None
 
 
-def test_what_torch_cannot_compile_is_unsupported_with_its_reason() -> None:
+def test_what_torch_cannot_compile_is_unsupported_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuses(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         raise torch._dynamo.exc.BackendCompilerFailed(
             None, NotImplementedError("not on Tuesdays"), None
         )
 
+    monkeypatch.setattr(torch, "compile", lambda attend, **_: attend)
     problem = Problem.of(heads=1, seqlen=4, head_dim=8)
     with pytest.raises(Unsupported, match=r"^FlexAttention does not compile: .*not on Tuesdays"):
         module_of("flex")._compile(refuses, problem, CPU)

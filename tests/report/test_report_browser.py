@@ -9,9 +9,12 @@ import shutil
 import subprocess
 
 import pytest
+from made_records import record as single
+from made_records import trained, write
 from synthetic_records import sweep, write_run
 
 from attnbench.report import render
+from attnbench.train.workload import Workload
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("google-chrome", "chromium", "chromium-browser"))), None
@@ -52,8 +55,8 @@ def show(tmp_path_factory):
     if "<html>" not in browse("about:blank").stdout:
         pytest.skip(f"{CHROMIUM} does not start here")
 
-    def show(filters=""):
-        run = browse(f"{page.as_uri()}{filters}")
+    def show(filters="", shown=page):
+        run = browse(f"{shown.as_uri()}{filters}")
         assert run.returncode == 0, run.stderr
         return run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line]
 
@@ -87,6 +90,29 @@ def test_filters_in_the_address_act_on_charts_and_cards(show):
         assert "sdpa" not in winner
     pressed = re.findall(r'aria-pressed="true" value="([^"]*)"', html)
     assert pressed == ["flex", "backward", "bfloat16"]
+
+
+def test_views_of_training_are_drawn_for_training_alone(tmp_path, show):
+    """A page of both kinds: the chosen suite decides which views there are."""
+    runs = [trained(name, Workload(model=model)) for name in ("naive", "quick")
+            for model in ("gpt2-tiny", "llama-tiny")]  # fmt: skip
+    write(tmp_path, [single(implementation="naive"), *runs])
+    views = ("rate", "throughput", "breakdown", "parity", "quality", "support")
+    text = "".join(f'[[views]]\nview = "{view}"\n' for view in views)
+    for view in ("rate", "throughput", "parity"):
+        text = text.replace(f'"{view}"\n', f'"{view}"\nfigure = false\n')
+    (tmp_path / "plain.toml").write_text(text, encoding="utf-8")
+    page = render([tmp_path], tmp_path / "out", report=str(tmp_path / "plain.toml")).page
+    for filters, shown, charts in (
+        ("#suite=quick", {"rate", "support"}, 1),
+        ("#suite=train-tiny&model=gpt2-tiny&impl=quick", set(views) - {"rate"}, 4),
+    ):
+        html, console = show(filters, page)
+        assert console == []
+        tags = re.findall(r'<section [^>]*class="view view-(\w+)"[^>]*>', html)
+        hidden = re.findall(r'<section [^>]*class="view view-(\w+)"[^>]* hidden', html)
+        assert set(tags) - set(hidden) == shown, filters
+        assert len(re.findall(r'<svg[^>]*class="marks"', html)) == charts, filters
 
 
 def test_a_filter_that_nothing_matches_is_ignored(show):

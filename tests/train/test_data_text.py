@@ -6,6 +6,7 @@ Letters: B = batch, T = tokens of a sequence.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -175,3 +176,18 @@ def test_a_true_translation_scores_full_and_silence_scores_nothing(translation):
     assert full == pytest.approx({"bleu": 100, "chrf": 100, "ter": 0, "rouge_l": 100})
     silent = translation.judge(lambda ids_BT: torch.full((len(ids_BT), 1), END), steps=(0,))
     assert silent == pytest.approx({"bleu": 0, "chrf": 0, "ter": 100, "rouge_l": 0})
+
+
+def test_a_translation_that_is_written_by_heart_is_perfect() -> None:
+    """Broken: a token is asked for at another place, or the end is not read as the end."""
+    task = make_task(Workload(task="translation", objective="seq2seq", seqlen=64, batch=2), 0)
+    true_BT = task.batch(0, "validation").targets["tokens"]
+
+    def said(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        place = int((inputs["decoder_input_ids"][:, 1:] != PAD).any(0).sum())
+        logits_BTV = torch.zeros(*true_BT.shape, task.vocab_size)
+        right_B = true_BT[:, place].clamp(min=0)
+        logits_BTV[:, place].scatter_(1, right_B[:, None], 1.0)
+        return {"tokens": logits_BTV}
+
+    assert task.written(said)["bleu"] == pytest.approx(100)

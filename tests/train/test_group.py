@@ -86,6 +86,7 @@ def test_a_reference_that_fails_leaves_nobody_without_a_record(
     assert "the reference's training failed: " in results["fair"]["reason"]
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_each_ones_own_and_parity_is_found_at_the_references(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

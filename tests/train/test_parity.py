@@ -75,3 +75,16 @@ def test_a_reference_that_does_not_fit_learns_with_half_the_batch(
     truth = Truth(workload(batch=32, steps=2), CPU, 0, lambda: None)
     truth.find()
     assert truth.workload.batch == 8
+
+
+def test_only_the_steps_that_reruns_made_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnbench.train.bound.STEPS", 4)
+    of = workload(steps=9)
+    truth = Truth(of, CPU, 0, lambda: None)
+    truth.find()
+    curve = learn(make_trainer(of, attention("blockwise"), CPU, 0), truth.task, 0)
+    late = [*curve.losses[:4], *(loss + 9 for loss in curve.losses[4:])]  # parted by then
+    assert len(curve.losses) == 9
+    for losses, ok in ((late, True), ([*curve.losses[:3], 9.0, *curve.losses[4:]], False)):
+        found = truth.parity(losses, "exact")
+        assert (found.ok, found.steps) == (ok, 4)

@@ -132,6 +132,7 @@ def test_a_crash_while_learning_leaves_the_others_and_gives_a_status(
     assert records["dies"].training is None
 
 
+@pytest.mark.slow
 def test_several_processes_learn_once_and_are_timed_each(session: Session, tmp_path: Path) -> None:
     loaded = suite(tmp_path, GRID, ("fair",), "measure.processes=2")
     records: list[Record] = []

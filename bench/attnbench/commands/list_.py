@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,8 +12,12 @@ from rich.table import Table
 from attnbench import pool, shelves
 from attnbench.commands.opening import open_for
 from attnbench.errors import UserError
-from attnbench.problem import Problem
+from attnbench.problem import DTYPE_ALIASES, Problem
+from attnbench.session import Session
 from attnbench.suite import list_suites, load_suite
+
+_PROBLEM = Problem.of(heads=2, seqlen=64, head_dim=64, mask="causal")
+_DTYPES = ("fp32", "bf16", "fp16")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -23,28 +28,63 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _impls(console: Console, arguments: argparse.Namespace) -> None:
-    """Every implementation, probed with a small forward and backward on the device."""
-    forward = Problem.of(heads=2, seqlen=64, head_dim=64, mask="causal")
-    problems = [forward.replace(direction="both"), forward]
+    """Every implementation, probed in each dtype, with a backward and without."""
     with open_for(arguments, lock=False) as session:
-        both, single = (pool.probe(session.pool, session.entries, p.to_json()) for p in problems)
+        abilities = _probe(session)
         table = Table(box=None, pad_edge=False)
         for column in ("implementation", "kind", "here", "from", "what it is, or why not"):
             table.add_column(column, overflow="fold")
         for entry in session.entries:
             if entry.reason is not None:
                 here, text = "unavailable", f"{entry.file}:{entry.line}: {entry.reason}"
-            elif entry.name in single:
-                here, text = "no", single[entry.name]
-            elif entry.name in both:
-                here, text = "forward", both[entry.name]
             else:
-                here, text = "yes", entry.summary
+                here, reason = abilities[entry.name].in_words()
+                text = reason or entry.summary
             options = "".join(f" {k}={v}" for k, v in entry.options.items())
             cells = (entry.name + options, entry.kind, here, entry.source.origin, text)
             table.add_row(*map(escape, cells))
         console.print(table)
-        console.print(f"on {session.device}; probed in float32, causal")
+        able = sum(bool(a.both or a.forward) for a in abilities.values())
+        console.print(
+            f"{able} of {len(session.entries)} run on {session.device}; probed with mask causal, "
+            f"head_dim {_PROBLEM.head_dim}"
+        )
+
+
+@dataclass
+class _Ability:
+    """What an implementation can do here: dtypes with a backward, dtypes without; reasons."""
+
+    both: list[str] = field(default_factory=list)
+    forward: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)  # by direction, the first one
+
+    def in_words(self) -> tuple[str, str]:
+        """Where it runs, and why not everywhere; the reason is empty if a backward runs."""
+        forward = " ".join(self.forward)
+        if self.both:
+            return " ".join(self.both) + (f"; forward {forward}" if forward else ""), ""
+        if forward:
+            return f"forward {forward}", self.reasons["both"]
+        return "no", self.reasons["forward"]
+
+
+def _probe(session: Session) -> dict[str, _Ability]:
+    """By name, what every implementation that could be imported can do on the device."""
+    able = {entry.name: _Ability() for entry in session.entries if entry.reason is None}
+    for dtype in _DTYPES:
+        asked = [entry for entry in session.entries if entry.name in able]
+        for direction in ("both", "forward"):
+            problem = _PROBLEM.replace(dtype=DTYPE_ALIASES[dtype], direction=direction)
+            reasons = pool.probe(session.pool, asked, problem.to_json())
+            for entry in asked:
+                ability = able[entry.name]
+                if entry.name in reasons:
+                    ability.reasons.setdefault(direction, reasons[entry.name])
+                else:
+                    getattr(ability, direction).append(dtype)
+            asked = [entry for entry in asked if entry.name in reasons]
+    return able
 
 
 def _suites(console: Console, arguments: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from attnbench import store
 from attnbench.commands import render
+from attnbench.commands.generation_text import print_generation
 from attnbench.commands.opening import command_of, open_for
 from attnbench.commands.training_text import print_training
 from attnbench.conditions import before_start, closing_lines
@@ -54,8 +55,10 @@ def main(arguments: argparse.Namespace) -> int:
         console.print(escape(line), soft_wrap=True)
     if suite.kind == "training":
         print_training(console, records)
+    elif suite.kind == "generation":
+        print_generation(console, records)
     _summary(console, records, file)
-    if records and suite.kind == "attention":
+    if records:
         show_page(console, arguments, suite, file)
     if stopped:
         console.print("Stopped early; the same command goes on from here.")

@@ -14,6 +14,8 @@ from typing import Any
 
 from attnbench.export import Exported
 from attnbench.export.points import Named, load_points
+from attnbench.record import Record
+from attnbench.train.derived import tokens_per_s
 
 
 def write(results: Sequence[Path]) -> Exported:
@@ -34,10 +36,17 @@ def _entries(point: Named) -> list[dict[str, Any]]:
             "unit": "ms",
             "value": s.median_s * 1e3,
             "range": f"± {(s.high_s - s.low_s) / 2 * 1e3:.4g}",
-            "extra": f"{s.clock} clock, {count} samples\nreproduce: {record.command}",
+            "extra": f"{s.clock} clock, {count} samples{_rate(record)}\n"
+            f"reproduce: {record.command}",
         }
     ]
     if record.memory is not None and record.memory.peak_bytes is not None:
         mib = record.memory.peak_bytes / 2**20
         entries.append({"name": f"{point.name} peak memory", "unit": "MiB", "value": mib})
     return entries
+
+
+def _rate(record: Record) -> str:
+    """Of a training run: larger is better, so that it is told and not drawn."""
+    rate = tokens_per_s(record)
+    return f", {rate.median:.6g} tokens/s" if rate is not None else ""

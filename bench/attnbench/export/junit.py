@@ -16,6 +16,7 @@ from xml.etree import ElementTree as ET
 from attnbench.export import Exported
 from attnbench.export.points import Named, load_points
 from attnbench.record import Record
+from attnbench.train.derived import tokens_per_s
 
 _ELEMENTS = {  # statuses that are not ok, by what JUnit calls them
     "incorrect": "failure",
@@ -98,6 +99,9 @@ def _lines(record: Record) -> list[str]:
         if record.implementation.simulated is not None:
             lines.append(f"ran {record.implementation.simulated}: no timing")
         lines.append(f"median {s.median_s:.6e} s, 95 % interval {s.low_s:.6e} to {s.high_s:.6e} s")
+    rate = tokens_per_s(record)
+    if rate is not None and record.implementation.simulated is None:
+        lines.append(f"{rate.median:.6g} tokens/s, 95 % interval {rate.low:.6g} to {rate.high:.6g}")
     if record.memory is not None and record.memory.peak_bytes is not None:
         lines.append(f"peak memory {record.memory.peak_bytes} bytes")
     return [*lines, f"reproduce: {record.command}"] if record.command else lines

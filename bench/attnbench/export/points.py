@@ -61,12 +61,14 @@ class Points:
 
 
 def load_points(results: Sequence[Path]) -> Points:
-    """Read records; of a point that was measured again, the last on each machine counts.
+    """Read records of every kind; of a point measured again, the last on each machine counts.
+
+    The time of a training run is that of a step; its name says so by its suite and its label.
 
     Raises:
         UserError: a path does not exist, or there is no record.
     """
-    run = load_run(results)
+    run = load_run(results, None)
     if not run.records:
         raise UserError(f"no record in {', '.join(map(str, results))}")
     newest: dict[tuple[object, ...], Record] = {}

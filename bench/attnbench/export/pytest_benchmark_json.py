@@ -73,7 +73,7 @@ def _part(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _benchmark(point: Named) -> dict[str, Any]:
     record = point.record
     words = "-".join(point.words.replace("×", "x").split())
-    name = f"test_attention[{words}]"
+    name = f"test_{record.kind}[{words}]"
     return {
         "group": point.label,
         "name": name,

@@ -12,6 +12,7 @@ from typing import Any
 from attnbench.errors import UserError
 from attnbench.problem import Problem
 from attnbench.record import Record, Samples
+from attnbench.train.derived import tokens_per_s
 
 _KEPT = (
     "id", "problem_id", "implementation", "device", "environment", "seed", "memory", "energy",
@@ -25,6 +26,8 @@ def parameters(record: Record) -> dict[str, Any]:
     Where a short name stands for two different numbers, both are told: seqlen ``1x4096``.
     """
     fields = {name: value for name, value in record.problem.items() if name != "mask"}
+    if record.kind != "attention":  # a workload's fields are plain, and it has no mask
+        return {"implementation": record.implementation.spec, **fields, "device": record.device}
     problem = _problem(record)
     if problem is None:  # its plain fields still group
         fields["mask"] = json.dumps(record.problem.get("mask"), sort_keys=True)
@@ -41,6 +44,8 @@ def parameters(record: Record) -> dict[str, Any]:
 def extra_info(record: Record) -> dict[str, Any]:
     """What pytest-benchmark has no field for; times in seconds, memory in bytes.
 
+    Of a training run also ``tokens_per_s``, with its interval.
+
     ``samples`` (and ``host_samples``, on CUDA) is median and interval and how they were taken,
     with the number of samples by process and round as ``per_round``.
     """
@@ -52,6 +57,9 @@ def extra_info(record: Record) -> dict[str, Any]:
     for name, samples in (("samples", record.samples), ("host_samples", record.host_samples)):
         if samples is not None:
             info[name] = _without_times(samples)
+    rate = tokens_per_s(record)
+    if rate is not None:
+        info["tokens_per_s"] = {"median": rate.median, "low": rate.low, "high": rate.high}
     if "verdict" in record.telemetry:
         info["telemetry"] = {k: record.telemetry.get(k) for k in ("verdict", "notes")}
     return info
@@ -63,7 +71,9 @@ def _without_times(samples: Samples) -> dict[str, Any]:
 
 
 def _problem(record: Record) -> Problem | None:
-    """None where a newer attnbench has written it."""
+    """None of another kind of record, and where a newer attnbench has written it."""
+    if record.kind != "attention":
+        return None
     try:
         return Problem.from_json(record.problem)
     except UserError:

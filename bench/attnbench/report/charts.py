@@ -30,12 +30,13 @@ _WHERE_LABELLED: Any = {"condition": {"test": "datum.label === ''", "value": 0},
 # Of these an axis shows what lies within it.
 _ONE_TWO_FIVE = [float(f"{m}e{e}") for e in range(-9, 7) for m in (1, 2, 5)]
 _POWERS_OF_TWO = [2.0**e for e in range(48)]
-_POWERS_OF_TEN = [float(f"1e{e}") for e in range(-20, 5)]
+POWERS_OF_TEN = [float(f"1e{e}") for e in range(-20, 5)]
 _COLOR = alt.Color("color:N", scale=None, legend=None)
 _FOOT = alt.YValue("height")  # type: ignore[no-untyped-call]
 _START = alt.XValue(0)  # type: ignore[no-untyped-call]
-_SHAPE = alt.Shape("shape:N", scale=None, legend=None)
-_WHO: Any = [_COLOR, alt.Detail("impl:N"), alt.Tooltip("impl:N")]
+SHAPE = alt.Shape("shape:N", scale=None, legend=None)
+WHO: Any = [_COLOR, alt.Detail("impl:N"), alt.Tooltip("impl:N")]
+"""Of a mark that belongs to one implementation."""
 
 # A log axis blanks the labels it has no room for; keep them blank.
 _SECONDS = (
@@ -110,47 +111,49 @@ def line_chart(view: Lines, scope: Scope) -> dict[str, Any]:
     draw = _lines if is_line else _bands
     layers = draw(view, scope, shown)
     chart = alt.layer(*layers).properties(width="container")
-    return _plain(chart.properties(height=_HEIGHT) if is_line else chart)
+    return plain(chart.properties(height=_HEIGHT) if is_line else chart)
 
 
 def _lines(view: Lines, scope: Scope, shown: Measure) -> list[alt.Chart]:
-    measured, failed = _rows()
+    measured, failed = rows_of()
     x = _size_axis(scope.axis)
     y = alt.Y("y:Q", title=shown.title, axis=_value_axis(shown), scale=_scale(view, shown, scope))
     low, high = alt.Y("lo:Q", title=shown.title), alt.Y2("hi:Q")
     dash = alt.StrokeDash("dash:N", scale=None)
     layers = [
-        measured.mark_area(opacity=0.16).encode(x, low, high, *_WHO),
-        measured.mark_line(strokeWidth=1.6).encode(x, y, dash, *_WHO),
+        measured.mark_area(opacity=0.16).encode(x, low, high, *WHO),
+        measured.mark_line(strokeWidth=1.6).encode(x, y, dash, *WHO),
     ]
     if shown.has_interval:
-        layers.append(measured.mark_rule(strokeWidth=1.4).encode(x, low, high, *_WHO))
+        layers.append(measured.mark_rule(strokeWidth=1.4).encode(x, low, high, *WHO))
     dots = measured.mark_point(filled=True, size=42, opacity=1)
-    return [*layers, dots.encode(x, y, _SHAPE, *_WHO), _crosses(failed).encode(x, _FOOT, *_WHO)]
+    return [*layers, dots.encode(x, y, SHAPE, *WHO), crosses(failed).encode(x, _FOOT, *WHO)]
 
 
 def _bands(view: Lines, scope: Scope, shown: Measure) -> list[alt.Chart]:
-    measured, failed = _rows()
+    measured, failed = rows_of()
     x = alt.X("y:Q", title=shown.title, axis=_value_axis(shown), scale=_scale(view, shown, scope))
     low, high = alt.X("lo:Q", title=shown.title), alt.X2("hi:Q")
     band = alt.Axis(ticks=False, labelLimit=150)
     where = [
         alt.Y("x:N", title=None, sort=list(scope.axis.values), axis=band), alt.YOffset("impl:N"),
     ]  # fmt: skip
-    dots = measured.mark_point(filled=True, size=42, opacity=1).encode(x, *where, _SHAPE, *_WHO)
-    crosses = _crosses(failed).encode(_START, *where, *_WHO)
+    dots = measured.mark_point(filled=True, size=42, opacity=1).encode(x, *where, SHAPE, *WHO)
+    failures = crosses(failed).encode(_START, *where, *WHO)
     if not shown.has_interval:
-        return [dots, crosses]
-    whiskers = measured.mark_rule(strokeWidth=1.4).encode(low, high, *where, *_WHO)
-    return [whiskers, dots, crosses]
+        return [dots, failures]
+    whiskers = measured.mark_rule(strokeWidth=1.4).encode(low, high, *where, *WHO)
+    return [whiskers, dots, failures]
 
 
-def _rows() -> tuple[alt.Chart, alt.Chart]:
+def rows_of() -> tuple[alt.Chart, alt.Chart]:
+    """The rows that were measured, and those that failed."""
     rows = alt.Chart(alt.NamedData("rows"))
     return rows.transform_filter("!datum.failed"), rows.transform_filter("datum.failed")
 
 
-def _crosses(failed: alt.Chart) -> alt.Chart:
+def crosses(failed: alt.Chart) -> alt.Chart:
+    """A cross for each point that failed."""
     marked: alt.Chart = failed.mark_point(
         shape=_CROSS, size=50, strokeWidth=1.6, filled=False, opacity=0.9
     )
@@ -164,7 +167,7 @@ def error_chart(view: Accuracy) -> dict[str, Any]:
     """
     is_share = view.relative_to == "tolerance"
     axis = alt.Axis(
-        format="~r" if is_share else ".0e", values=_ONE_TWO_FIVE if is_share else _POWERS_OF_TEN,
+        format="~r" if is_share else ".0e", values=_ONE_TWO_FIVE if is_share else POWERS_OF_TEN,
         grid=True, labelOverlap="greedy", labelSeparation=6,
     )  # fmt: skip
     title = error_title(view)
@@ -184,10 +187,10 @@ def error_chart(view: Accuracy) -> dict[str, Any]:
     )
     chart = alt.layer(
         limit,
-        dots.encode(*where, _COLOR, _SHAPE, alt.Tooltip("impl:N")),
+        dots.encode(*where, _COLOR, SHAPE, alt.Tooltip("impl:N")),
         rings.encode(*where, alt.Tooltip("impl:N")),
     )
-    return _plain(chart.properties(width="container"))
+    return plain(chart.properties(width="container"))
 
 
 def error_title(view: Accuracy) -> str:
@@ -211,7 +214,7 @@ def pareto_chart() -> dict[str, Any]:
         values=_ONE_TWO_FIVE, labelExpr=_SECONDS, labelOverlap="greedy", labelSeparation=4,
         grid=True, gridOpacity=_WHERE_LABELLED,
     )  # fmt: skip
-    errors = alt.Axis(format=".0e", values=_POWERS_OF_TEN, grid=True, labelOverlap="greedy")
+    errors = alt.Axis(format=".0e", values=POWERS_OF_TEN, grid=True, labelOverlap="greedy")
     log = alt.Scale(type="log", nice=False, padding=14)
     decades = alt.Scale(type="log", nice=True, padding=14)  # times may lie close together
     x = alt.X("x:Q", title="time of a call", scale=decades, axis=times)
@@ -220,13 +223,13 @@ def pareto_chart() -> dict[str, Any]:
     joined = rows.mark_line(strokeWidth=1, style="joined").encode(
         x, y, alt.Detail("method:N"), alt.Order("y:Q")
     )
-    dots = rows.mark_point(filled=True, opacity=0.8).encode(x, y, size, _SHAPE, *_WHO)
+    dots = rows.mark_point(filled=True, opacity=0.8).encode(x, y, size, SHAPE, *WHO)
     rings = rows.transform_filter("datum.front").mark_point(
         filled=False, strokeWidth=1.6, opacity=1, style="front"
     )
     ringed = rings.encode(x, y, alt.Size("ring:Q", scale=None), alt.Tooltip("impl:N"))
     chart = alt.layer(joined, dots, ringed).properties(width="container", height=_HEIGHT + 60)
-    return _plain(chart)
+    return plain(chart)
 
 
 def _size_axis(axis: Axis) -> alt.X:
@@ -264,7 +267,7 @@ def _scale(view: Lines, shown: Measure, scope: Scope) -> alt.Scale:
     return scale
 
 
-def _plain(chart: alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
+def plain(chart: alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
     """The specification without Altair's own theme and without an address to look up."""
     spec: dict[str, Any] = chart.to_dict()
     return {key: value for key, value in spec.items() if key not in ("$schema", "config")}

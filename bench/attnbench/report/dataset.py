@@ -6,9 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnbench.record import TensorAccuracy
-from attnbench.report import pareto
+from attnbench.report import pareto, training_charts
 from attnbench.report.charts import drawn, error_chart, line_chart, measure, pareto_chart
-from attnbench.report.definition import Accuracy, Definition, Lines, Pareto
+from attnbench.report.definition import (
+    Accuracy,
+    Definition,
+    DrawnOfTraining,
+    Lines,
+    OfTraining,
+    Pareto,
+)
 from attnbench.report.fields import order
 from attnbench.report.points import MEASURES, Point
 from attnbench.report.style import Look
@@ -21,6 +28,7 @@ _TEXTS = (
     "time", "host_time", "how", "rate", "speedup", "roofline", "energy", "memory",
     "memory_parts", "memory_note", "error", "distance",
 )  # fmt: skip
+_OF_RUNS = ("batch", "mfu", "step", "attention", "loss", "parity", "metrics")
 
 
 def dataset(
@@ -60,13 +68,18 @@ def _scope(definition: Definition, scope: Scope, places: Mapping[str, int]) -> d
         for number, panel in enumerate(scope.panels)
         for point in panel.points
     ]
-    _add_pareto(rows, scope)
+    if scope.kind == "training":
+        runs = training_charts.curves(scope)
+        rows = [row | runs.get(row["id"], {}) for row in rows]
+    elif scope.kind == "attention":
+        _add_pareto(rows, scope)
     shared = suite_commands(scope.points)
     command = shared[0] if len(shared) == 1 else ""
     for row in rows:
         row["command"] = row["command"].removeprefix(command)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return {
+        "kind": scope.kind,
         "baseline": scope.baseline,
         "axis": {
             "field": scope.axis.field,
@@ -88,7 +101,11 @@ def _charts(definition: Definition, scope: Scope) -> dict[str, Any]:
     """By the number of the view: the specification, and what to put into its rows."""
     charts: dict[str, Any] = {}
     for number, view in enumerate(definition.views):
-        if isinstance(view, Lines):
+        if scope.kind not in view.kinds:
+            continue
+        if isinstance(view, OfTraining | DrawnOfTraining):
+            charts |= training_charts.charts(view.view, number, scope)
+        elif isinstance(view, Lines):
             shown = measure(view, scope)
             charts[str(number)] = {
                 "kind": "lines", "measure": shown.name, "size": shown.unit.size,
@@ -116,8 +133,8 @@ def _row(
         "x": scope.x(point),
         "status": record.status,
         "approximate": 1 if point.is_approximate else None,
-        "latency": _triple(point.time_s),
-        "rate": _triple(point.rate),
+        "latency": _triple(point.ranked_s),
+        "rate": _triple(_rate(point)),
         "memory": None,
         "wide": 1 if record.samples and not record.samples.converged else None,
     }
@@ -126,10 +143,18 @@ def _row(
     if record.accuracy:
         row["errors"] = {name: _errors(a, said) for name, a in record.accuracy.items()}
     texts = figures(point)
-    row |= {f"{name}_text": texts.get(name) for name in _TEXTS}
+    told = (*_TEXTS, *_OF_RUNS) if scope.kind != "attention" else _TEXTS
+    row |= {f"{name}_text": texts.get(name) for name in told}
     chosen = record.implementation.choices
     row["choices"] = "; ".join(f"{name}: {value}" for name, value in chosen.items()) or None
     return row | {"reason": record.reason, "command": record.command, "id": record.id}
+
+
+def _rate(point: Point) -> Interval | None:
+    """FLOP/s, or tokens a second."""
+    if point.trained is not None:
+        return point.trained.tokens_per_s
+    return point.rate if point.served is None else point.served.overall
 
 
 def _add_pareto(rows: Sequence[dict[str, Any]], scope: Scope) -> None:

@@ -1,6 +1,8 @@
 """Report definitions: ``reports/*.toml`` says what a report shows, and in which order.
 
 A definition is a title, how to choose the axis, and a list of views with their settings.
+A view is of single attentions, of training runs, of generations, or of all of them, and shows
+nothing else.
 Unknown keys and views are refused with the nearest valid name.
 """
 
@@ -9,19 +11,24 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attnbench import shelves
 from attnbench.errors import UserError, suggest, unknown
 from attnbench.report.sweep import AXES
+from attnbench.subject import PointKind
+
+_ALL: tuple[PointKind, ...] = ("attention", "training", "generation")
 
 
 class _View(BaseModel):
     """What every view has. ``title`` and ``note`` replace the built-in texts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kinds: ClassVar[tuple[PointKind, ...]] = ("attention",)
 
     title: str | None = None
     note: str | None = None
@@ -30,6 +37,7 @@ class _View(BaseModel):
 class Verdicts(_View):
     """The fastest correct implementation, a card for each panel."""
 
+    kinds = _ALL
     view: Literal["verdicts"]
 
 
@@ -90,41 +98,78 @@ class Winners(_View):
 class Support(_View):
     """Status of every point, and the reason of those that are not ok."""
 
+    kinds = _ALL
     view: Literal["support"]
 
 
 class Telemetry(_View):
     """What the machine did while each problem was timed, with the verdict on it."""
 
+    kinds = _ALL
     view: Literal["telemetry"]
 
 
 class PointsTable(_View):
     """Every point with all its figures and the command that reproduces it."""
 
+    kinds = _ALL
     view: Literal["points"]
 
 
 class EnvironmentTable(_View):
     """The machines, and where they differ."""
 
+    kinds = _ALL
     view: Literal["environment"]
 
 
 class Reproduce(_View):
     """How to run it again."""
 
+    kinds = _ALL
     view: Literal["reproduce"]
 
 
+class OfTraining(_View):
+    """What training runs show, as charts and tables: see ``report.training_tables``.
+
+    ``breakdown`` is where a step goes; ``footprint`` its memory by part; ``quality`` the task's
+    metrics beside tokens a second.
+    """
+
+    kinds = ("training",)
+    view: Literal["breakdown", "footprint", "quality"]
+
+
+class DrawnOfTraining(_View):
+    """The same of ``throughput``, tokens a second, and ``parity``, the loss beside the reference's.
+
+    ``figure`` also draws it as PNG and SVG.
+    """
+
+    kinds = ("training",)
+    view: Literal["throughput", "parity"]
+    figure: bool = True
+
+
+class OfGeneration(_View):
+    """What a model that is served with each implementation does: a table of its times."""
+
+    kinds = ("generation",)
+    view: Literal["serving"]
+
+
 View = (
-    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Winners | Telemetry | Support
-    | PointsTable | EnvironmentTable | Reproduce
+    Verdicts | Lines | Speedup | Accuracy | Pareto | Pictures | Winners | OfTraining
+    | DrawnOfTraining | OfGeneration | Telemetry | Support | PointsTable | EnvironmentTable
+    | Reproduce
 )  # fmt: skip
 
 _BY_NAME: Mapping[str, type[_View]] = {
     "verdicts": Verdicts, "rate": Lines, "latency": Lines, "speedup": Speedup, "memory": Lines,
     "error": Accuracy, "pareto": Pareto, "pictures": Pictures, "winners": Winners,
+    "throughput": DrawnOfTraining, "breakdown": OfTraining, "footprint": OfTraining,
+    "parity": DrawnOfTraining, "quality": OfTraining, "serving": OfGeneration,
     "telemetry": Telemetry, "support": Support, "points": PointsTable,
     "environment": EnvironmentTable, "reproduce": Reproduce,
 }  # fmt: skip

@@ -11,7 +11,11 @@ FOLLOWS = {"heads_kv": "heads_q", "seqlen_k": "seqlen_q", "head_dim_v": "head_di
 """Fields that usually equal another, and then need not be said."""
 
 LABELS = {"seqlen_q": "seqlen", "heads_q": "heads", "dropout_p": "dropout", "count": "documents"}
-_PLAIN = ("direction", "dtype", "mask", "level", "inputs")  # values that need no field's name
+_PLAIN = (
+    "direction", "dtype", "mask", "level", "inputs", "model", "task", "precision", "objective",
+)  # fmt: skip
+"""Fields whose values need no name."""
+
 _ORDERS: Mapping[str, Sequence[str]] = {
     "dtype": ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn"),
     "direction": ("forward", "backward", "both"),
@@ -26,6 +30,8 @@ def label(field: str, value: Any) -> str:
     """
     if field in _PLAIN:
         return str(value)
+    if field == "batch" and value == 0:  # of a training run, which looks for it
+        return "largest batch"
     if isinstance(value, bool) or value is None:
         return field if value else f"no\u00a0{field}"
     return f"{LABELS.get(field, field)}\u00a0{value}"

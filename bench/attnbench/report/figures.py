@@ -25,9 +25,16 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from attnbench.layer.answers import TENSORS
-from attnbench.report import pareto, tables, units
+from attnbench.report import pareto, tables, training_figures, units
 from attnbench.report.charts import Measure, error_title, measure
-from attnbench.report.definition import Accuracy, Definition, Lines, Pareto, Speedup
+from attnbench.report.definition import (
+    Accuracy,
+    Definition,
+    DrawnOfTraining,
+    Lines,
+    Pareto,
+    Speedup,
+)
 from attnbench.report.environments import Environment
 from attnbench.report.points import Point
 from attnbench.report.style import INK, Look
@@ -97,6 +104,8 @@ def draw_figures(
 
 def _plots(definition: Definition, scope: Scope, looks: Mapping[str, Look]) -> Iterator[Plot]:
     for view in definition.views:
+        if scope.kind not in view.kinds:
+            continue
         if isinstance(view, Lines) and view.figure:
             shown = measure(view, scope)
             yield Plot(
@@ -122,6 +131,10 @@ def _plots(definition: Definition, scope: Scope, looks: Mapping[str, Look]) -> I
                 partial(_draw_errors, view=view, looks=looks),
                 lambda point: bool(point.record.accuracy),
             )
+        elif isinstance(view, DrawnOfTraining) and view.figure:
+            draw = partial(training_figures.DRAW[view.view], looks=looks, color=_color)
+            title, has_data = training_figures.TITLES[view.view], training_figures.has_data
+            yield Plot(view.view, title, draw, has_data)
         elif isinstance(view, Pareto) and view.figure and _has_approximate(scope):
             yield Plot(
                 "pareto",

@@ -14,7 +14,7 @@ import pandas as pd
 
 from attnbench.record import Memory
 from attnbench.report.points import MEASURES, Point, load_points
-from attnbench.stats import Interval
+from attnbench.report.training_frame import columns, generation_columns, interval_columns
 
 _HOW = ("converged", "clock", "method", "cache")  # fields of the samples
 _BYTES = tuple(name for name in Memory.model_fields if name.endswith("_bytes"))
@@ -40,6 +40,11 @@ def load_frame(results: Sequence[Path]) -> pd.DataFrame:
     tensor ``out_rel_l2``, ``out_rel_l2_allowed``, …; and ``error_ratio``, the worst error ÷
     its tolerance. ``frame.attrs["problems"]`` holds a line for everything left out.
 
+    ``record_kind`` tells single attentions from training runs, whose ``median_s`` is of a step,
+    whose ``speedup`` is the ratio of tokens/s, and which have columns of their own: see
+    :func:`attnbench.report.training_frame.columns`; and from generations, see
+    :func:`attnbench.report.training_frame.generation_columns`.
+
     Raises:
         UserError: a path does not exist.
     """
@@ -54,6 +59,7 @@ def _row(point: Point) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": record.id,
         "suite": record.suite,
+        "record_kind": record.kind,
         "implementation": point.implementation,
         "name": record.implementation.name,
         "kind": record.implementation.kind,
@@ -70,11 +76,11 @@ def _row(point: Point) -> dict[str, Any]:
         "is_baseline": point.is_baseline,
         "problem_id": record.problem_id,
         **point.fields,
-        **_interval("median_s", "low_s", "high_s", point.time_s),
-        **_interval("host_median_s", "host_low_s", "host_high_s", point.host_s),
+        **interval_columns("median_s", "low_s", "high_s", point.time_s),
+        **interval_columns("host_median_s", "host_low_s", "host_high_s", point.host_s),
         **{name: getattr(record.samples, name, None) for name in _HOW},
-        **_interval("tflops", "tflops_low", "tflops_high", point.rate, 1e-12),
-        **_interval("speedup", "speedup_low", "speedup_high", point.speedup),
+        **interval_columns("tflops", "tflops_low", "tflops_high", point.rate, 1e-12),
+        **interval_columns("speedup", "speedup_low", "speedup_high", point.speedup),
         "flops": point.flops,
         "ideal_bytes": point.ideal_bytes,
         "intensity": point.intensity,
@@ -94,12 +100,5 @@ def _row(point: Point) -> dict[str, Any]:
         row |= {f"{tensor}_distance": distance.rel_l2, f"{tensor}_cosine": distance.cosine}
     worst = point.worst_error
     row |= {"worst_tensor": worst[0] if worst else None, "error_ratio": worst[1] if worst else None}
+    row |= columns(point) if point.kind == "training" else generation_columns(point)
     return row | {"wall_s": record.wall_s, "command": record.command}
-
-
-def _interval(
-    middle: str, low: str, high: str, value: Interval | None, scale: float = 1.0
-) -> dict[str, float | None]:
-    if value is None:
-        return {middle: None, low: None, high: None}
-    return {middle: value.median * scale, low: value.low * scale, high: value.high * scale}

@@ -18,6 +18,7 @@ from attnbench.report.points import Point
 from attnbench.report.simulated import COLUMNS, SimulatedView
 from attnbench.report.style import Look
 from attnbench.report.sweep import Scope
+from attnbench.report.training_markdown import generations, runs
 from attnbench.report.verdicts import Verdict
 
 LIMIT_BYTES = 60_000  # under the 64 KB of a comment, with room for what a host adds
@@ -51,7 +52,9 @@ def summary(
     room = LIMIT_BYTES - _size(head) - _size(tail)
     if room < 0:  # thousands of panels: verdicts alone are too many
         head, room = _cut(head, LIMIT_BYTES - _size(tail)), 0
-    return "\n".join([*head, *_medians(scopes, room), *tail]).rstrip() + "\n"
+    medians = _medians([s for s in scopes if s.kind == "attention"], room)
+    learned = _runs([s for s in scopes if s.kind != "attention"], room - _size(medians))
+    return "\n".join([*head, *medians, *learned, *tail]).rstrip() + "\n"
 
 
 def escape(text: str) -> str:
@@ -104,6 +107,11 @@ def _medians(scopes: Sequence[Scope], room: int) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     rows = [_median_row(p) for scope in scopes for p in scope.points if p.time_s is not None]
+    return _filled(head, rows, room)
+
+
+def _filled(head: Sequence[str], rows: Sequence[str], room: int) -> list[str]:
+    """A table with as many rows as there is room for; nothing where there is none for one."""
     room -= _size(head) + 100
     kept: list[str] = []
     for row in rows:
@@ -116,6 +124,15 @@ def _medians(scopes: Sequence[Scope], room: int) -> list[str]:
     left = len(rows) - len(kept)
     more = ["", f"{left} more in the page."] if left else []
     return [*head, *kept, *more, ""]
+
+
+def _runs(scopes: Sequence[Scope], room: int) -> list[str]:
+    """The tables of training and of generation, as long as there is room."""
+    lines: list[str] = []
+    for scope in scopes:
+        of = runs if scope.kind == "training" else generations
+        lines += _filled(*of(scope, escape), room - _size(lines))
+    return lines
 
 
 def _median_row(point: Point) -> str:

@@ -24,12 +24,13 @@ from markupsafe import Markup
 from attnbench.record import Implementation
 from attnbench.report import environments as env
 from attnbench.report import simulated as simulated_points
-from attnbench.report import strips, tables, units
+from attnbench.report import strips, tables, training_charts, training_tables, units
 from attnbench.report.compile_checks import COLUMNS, CheckView
 from attnbench.report.dataset import dataset, filter_values
 from attnbench.report.definition import Definition
 from attnbench.report.environments import Environment
 from attnbench.report.fields import LABELS, label
+from attnbench.report.generation_tables import serving
 from attnbench.report.pictures import PictureView
 from attnbench.report.points import Point
 from attnbench.report.profiles import Profile
@@ -91,6 +92,47 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
         "altogether, and more takes negative weights. These belong to the machine, and no filter "
         "acts on them.",
     ),
+    "throughput": (
+        "Training throughput",
+        "Tokens of whole training steps (forward, backward, clipping, optimizer, schedule) a "
+        "second, with 95 % intervals; higher is better. MFU counts 6N a token and all pairs of "
+        "attention (full) or exactly the pairs that the masks keep (causal). Of an approximate "
+        "method these are effective, because they count work that was not done; own is by its "
+        "own count.",
+    ),
+    "breakdown": (
+        "Where a step goes",
+        "Seconds of forward, backward and optimizer, taken apart in a pass of its own that waits "
+        "for the device between them, so that together they take a little more than the step that "
+        "was timed. The thin bar is attention's share of a step, by the profiler.",
+    ),
+    "footprint": (
+        "Memory of a step by part",
+        "Bytes of parameters, gradients and the optimizer's state, and the activations that the "
+        "forward keeps for its backward. The thin bar is the peak of everything.",
+    ),
+    "parity": (
+        "Does it learn the same",
+        "The loss of every step, from the same seed and batches, and how far it is from the "
+        "reference's. Exact implementations must stay within a bound that follows from reruns of "
+        "the reference with other rounding; approximate methods are told their distance. A curve "
+        "that is the reference's to the bit has no distance to draw. "
+        f"Of more than {training_charts.MOST_STEPS} steps, the mean loss and the largest distance "
+        "of equal stretches are drawn.",
+    ),
+    "quality": (
+        "Quality beside speed",
+        "The task's metrics on validation batches after the last step, and the leading one over "
+        "the steps. A character model alone is never the verdict: it rewards locality, and says "
+        "little about copying or recall over a distance.",
+    ),
+    "serving": (
+        "Generation with a cache",
+        "New tokens a second over whole generations, the time until the first token (the prompt is "
+        "read), and from one token to the next, with 95 % intervals; percentiles are of all gaps. "
+        "Logits are held against those without a cache, within a bound from reruns of the "
+        "reference with other rounding; approximate methods are told their distance.",
+    ),
     "telemetry": (
         "The machine meanwhile",
         "While each problem was timed: clocks, temperature and power of the device, and who else "
@@ -143,6 +185,7 @@ class ScopeView:
     implementations: Sequence[Implementation]
     panel_of: Mapping[str, int]  # by the id of a record
     strips: Sequence[tuple[Panel, int, Sequence[strips.Strip]]]
+    runs: Mapping[str, Sequence[training_tables.Table]]  # of what runs inside a model, by view
 
 
 def page(
@@ -164,7 +207,7 @@ def page(
         definition=definition,
         texts=_TEXTS,
         scopes=views,
-        hidden_views=_hidden(scopes, pictures),
+        hidden_views=_hidden(definition, scopes, pictures),
         looks=list(looks.values()),
         looks_by_name=looks,
         filters=filter_values(scopes),
@@ -186,10 +229,16 @@ def page(
     return text
 
 
-def _hidden(scopes: Sequence[Scope], pictures: Sequence[PictureView]) -> set[str]:
+def _hidden(
+    definition: Definition, scopes: Sequence[Scope], pictures: Sequence[PictureView]
+) -> set[str]:
     """Views that would have nothing to say."""
-    is_approximate = any(p.is_approximate for scope in scopes for p in scope.points)
-    return ({"pareto"} if not is_approximate else set()) | ({"pictures"} if not pictures else set())
+    kinds = {scope.kind for scope in scopes}
+    hidden: set[str] = {view.view for view in definition.views if not kinds & set(view.kinds)}
+    hidden.discard("pictures")  # they belong to the machine, and to no suite
+    if not any(p.is_approximate for s in scopes if s.kind == "attention" for p in s.points):
+        hidden.add("pareto")
+    return hidden if pictures else hidden | {"pictures"}
 
 
 def embed(data: Any) -> Markup:
@@ -227,7 +276,16 @@ def _scope_view(
         list({p.implementation: p.record.implementation for p in points}.values()),
         {p.record.id: i for i, panel in enumerate(scope.panels) for p in panel.points},
         strips.strips(scope),
+        _run_tables(scope, looks),
     )
+
+
+def _run_tables(
+    scope: Scope, looks: Mapping[str, Look]
+) -> Mapping[str, Sequence[training_tables.Table]]:
+    if scope.kind == "training":
+        return {view: training_tables.tables(view, scope, looks) for view in training_tables.VIEWS}
+    return {"serving": serving(scope, looks)} if scope.kind == "generation" else {}
 
 
 def scope_label(scope: Scope, all_scopes: Sequence[Scope], machine: str) -> str:
@@ -283,7 +341,9 @@ def _templates() -> jinja2.Environment:
         in_common=env.in_common, has_ceilings=env.has_ceilings, count=units.count,
         commands=tables.suite_commands,
         ratio=units.ratio, label=label, signals=strips.signals, strip_signals=strips.SIGNALS,
-        strip_size=(strips.WIDTH, strips.HEIGHT),
+        strip_size=(strips.WIDTH, strips.HEIGHT), stacked=training_charts.PARTS,
+        over=training_charts.OVER, metric_title=training_charts.metric_title,
+        is_local_only=training_tables.is_local_only,
     )  # fmt: skip
     return environment
 

@@ -2,6 +2,10 @@
 
 FLOPS come from the problem's exact count, speed-ups from the baseline's record of the same
 problem on the same machine. A figure that was not measured is None, never 0.
+
+A point is of its record's kind. Single attentions and training runs share the statuses, the
+machine and the looks; a training run and a generation have no FLOPS of a problem, no roofline
+and no error, but what :mod:`attnbench.report.trained` and ``train.generation.derived`` say.
 """
 
 from __future__ import annotations
@@ -21,9 +25,17 @@ from attnbench.measure.power import joules_per_token
 from attnbench.problem import Problem
 from attnbench.record import Record, Samples, TensorAccuracy
 from attnbench.report.environments import Environment, load_environments
+from attnbench.report.trained import Trained, trained
 from attnbench.roofline import Place
 from attnbench.spec import format_spec, parse_spec
 from attnbench.stats import Interval
+from attnbench.subject import PointKind
+from attnbench.train.generation.derived import Served, served
+from attnbench.train.generation.spec import Generation
+from attnbench.train.workload import Workload
+
+KINDS: tuple[PointKind, ...] = ("attention", "training", "generation")
+"""Of records that a report shows; each has scopes and views of its own."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +47,16 @@ class Point:
             are the mask's own, ``d_model`` is added.
         machine: equal for points whose figures may be compared.
         label: the problem in a line.
-        time_s: seconds a call; None for what ran in a simulator.
+        time_s: seconds a call (a step of training, a whole generation); None for what ran in a
+            simulator.
         rate: FLOP/s by the problem's count, so that an approximate method's is effective.
-        speedup: baseline's time over this time.
+        speedup: baseline's time over this time; of training runs, the ratio of tokens/s.
         host_s: wall time of the eager call; None where ``time_s`` is host time itself.
         flops, ideal_bytes: of the problem; None where this attnbench cannot read it.
         joules_per_token: gross, a query token; None where energy was not measured.
         place: of the median under the roofline; None without ceilings.
+        trained: of a training run, and of nothing else.
+        served: of a generation, and of nothing else.
     """
 
     record: Record
@@ -56,6 +71,18 @@ class Point:
     speedup: Interval | None = None
     place: Place | None = None
     joules_per_token: float | None = None
+    trained: Trained | None = None
+    served: Served | None = None
+
+    @property
+    def kind(self) -> PointKind:
+        """Of the record: what a second of it means."""
+        return self.record.kind
+
+    @property
+    def ranked_s(self) -> Interval | None:
+        """The time by which points of one problem are ranked: of a call, or of a token."""
+        return self.time_s if self.trained is None else self.trained.seconds_per_token
 
     @property
     def implementation(self) -> str:
@@ -63,9 +90,9 @@ class Point:
         return self.record.implementation.spec
 
     @property
-    def scope(self) -> tuple[str, str, str]:
-        """What may be shown together: suite, machine, device."""
-        return self.record.suite, self.machine, self.record.device
+    def scope(self) -> tuple[str, str, str, str]:
+        """What may be shown together: suite, machine, device, kind."""
+        return self.record.suite, self.machine, self.record.device, self.kind
 
     @property
     def is_approximate(self) -> bool:
@@ -118,21 +145,23 @@ def load_points(results: Sequence[Path]) -> Results:
     Raises:
         UserError: a path does not exist.
     """
-    loaded = store.load(results)
-    environments, missing = load_environments(results, loaded.records)
+    loaded = store.load(results, None)
+    records = [record for record in loaded.records if record.kind in KINDS]
+    environments, missing = load_environments(results, records)
     points: list[Point] = []
     told: list[str] = []
-    for record in loaded.records:
-        point = _bare(record, environments[record.environment].machine)
+    for record in records:
+        environment = environments[record.environment]
+        point = _bare(record, environment.machine)
         try:
-            derived = _derive(point, Problem.from_json(record.problem))
-            sidecar = {"ceilings": environments[record.environment].ceilings}
-            points.append(replace(derived, place=place_record(record, sidecar)))
+            points.append(_derive(point, environment))
         except UserError as error:
-            told.append(f"point {record.id}: no FLOPS: {error}")
+            told.append(f"point {record.id}: no {_LOST[record.kind]}: {error}")
             points.append(point)
     points.sort(key=_order)
-    problems = [*loaded.problems, *missing, *sorted(told)]
+    others = len(loaded.records) - len(records)
+    passed = [f"{others} records of a kind that has no view here: left out"] if others else []
+    problems = [*loaded.problems, *passed, *missing, *sorted(told)]
     return Results(tuple(_with_speedups(points)), environments, tuple(problems))
 
 
@@ -159,7 +188,7 @@ def current(points: Iterable[Point]) -> tuple[list[Point], list[str]]:
             lost[key] = lost.get(key, 0) + 1
     return kept, [
         f"{suite}: {name}: {number} older record(s) left out, measured with an earlier source"
-        for (suite, _, _, name), number in sorted(lost.items())
+        for (suite, *_, name), number in sorted(lost.items())
     ]
 
 
@@ -210,7 +239,44 @@ def _rate(flops: int | None, time_s: Interval | None) -> Interval | None:
     return Interval(flops / time_s.median, flops / time_s.high, flops / time_s.low)
 
 
-def _derive(point: Point, problem: Problem) -> Point:
+_LOST: Mapping[PointKind, str] = {
+    "attention": "FLOPS", "training": "throughput", "generation": "throughput",
+}  # fmt: skip
+
+
+def _derive(point: Point, environment: Environment) -> Point:
+    """With what follows from the problem, or from the training run.
+
+    Raises:
+        UserError: this attnbench cannot read what the record is about.
+    """
+    if point.kind == "training":
+        return _derive_training(point, environment)
+    if point.kind == "generation":
+        return _derive_generation(point)
+    derived = _derive_attention(point, Problem.from_json(point.record.problem))
+    return replace(derived, place=place_record(point.record, {"ceilings": environment.ceilings}))
+
+
+def _derive_training(point: Point, environment: Environment) -> Point:
+    workload, found = Workload.from_json(point.record.problem), trained(point.record, environment)
+    return replace(
+        point,
+        label=workload.label,
+        joules_per_token=found.joules_per_token,
+        trained=found,
+    )
+
+
+def _derive_generation(point: Point) -> Point:
+    generation = Generation.from_json(point.record.problem)
+    is_timed = point.record.implementation.simulated is None
+    found = served(point.record) if is_timed else None
+    joules = found.joules if found else None
+    return replace(point, label=generation.label, joules_per_token=joules, served=found)
+
+
+def _derive_attention(point: Point, problem: Problem) -> Point:
     flops, energy = problem.flops(), point.record.energy
     return replace(
         point,
@@ -237,17 +303,17 @@ def _flat_fields(record: Record) -> dict[str, Any]:
 def _with_speedups(points: Iterable[Point]) -> list[Point]:
     points = list(points)
     baselines = {
-        (p.scope, p.record.problem_id, p.record.seed): p.time_s
+        (p.scope, p.record.problem_id, p.record.seed): p.ranked_s
         for p in points
-        if p.is_baseline and p.time_s is not None
+        if p.is_baseline and p.ranked_s is not None
     }
     derived = []
     for point in points:
         base = baselines.get((point.scope, point.record.problem_id, point.record.seed))
-        if point.is_baseline and point.time_s is not None:
+        if point.is_baseline and point.ranked_s is not None:
             point = replace(point, speedup=Interval(1.0, 1.0, 1.0))  # of itself it is sure
-        elif base is not None and point.time_s is not None:
-            point = replace(point, speedup=speedup(base, point.time_s))
+        elif base is not None and point.ranked_s is not None:
+            point = replace(point, speedup=speedup(base, point.ranked_s))
         derived.append(point)
     return derived
 

@@ -3,16 +3,23 @@
 A suite may sweep seqlen, heads, d_model, precision, a window, or a list of models. The
 axis is the field that really varies; everything else that varies on its own becomes a
 panel of its own, so that a line never joins two different problems.
+
+Training runs and generations have no such axis: each is a panel of its own, with a row for
+everybody.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from attnbench.report.fields import FOLLOWS, LABELS, SHAPE, label, natural, order, shape_parts
 from attnbench.report.points import Point
+from attnbench.subject import PointKind
+from attnbench.train.generation.spec import Generation
+from attnbench.train.workload import Workload
 
 _MASK_SIZES = (
     "window", "prefix", "stride", "count", "block", "density", "window_blocks",
@@ -43,6 +50,28 @@ _FOLLOWERS: Mapping[str, set[str]] = {
     "d_model": _HEADS,
     "head_dim": _HEADS,
 }
+
+_USUAL: Mapping[str, Mapping[str, Any]] = {  # of what runs inside a model, by kind
+    kind: {field.name: field.default for field in dataclasses.fields(of)}
+    for kind, of in (("training", Workload), ("generation", Generation))
+}
+_FIRST = ("model", "task", "precision", "seqlen", "batch", "prompt", "new")
+_ALWAYS_TOLD = (*_FIRST, "steps")
+
+
+def _told_in_order(kind: str) -> tuple[str, ...]:
+    """Fields that tell runs apart, best first; the model also stands where others have an axis."""
+    usual = _USUAL[kind]
+    return (*(f for f in _FIRST if f in usual), *(f for f in usual if f not in _FIRST), "seed")
+
+
+_TOLD: Mapping[PointKind, Sequence[str]] = {  # of what is constant
+    "attention": ("direction", "dtype", "mask", *SHAPE, "d_model", "level", "position",
+                  "padding", "dropout_p", "softcap"),
+    "training": _told_in_order("training"),
+    "generation": _told_in_order("generation"),
+}  # fmt: skip
+_UNTOLD = (None, 0, "op", "none", "")  # constants that say nothing
 
 Kind = Literal["log", "linear", "ordinal"]
 
@@ -100,6 +129,7 @@ class Scope:
     baseline: str
     axis: Axis
     panels: tuple[Panel, ...]
+    kind: PointKind = "attention"
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -109,15 +139,14 @@ class Scope:
     @property
     def constants(self) -> dict[str, Any]:
         """The fields that are the same for every point, as far as they say something."""
-        told = ("direction", "dtype", "mask", *SHAPE, "d_model", "level", "position",
-                "padding", "dropout_p", "softcap")  # fmt: skip
         found: dict[str, Any] = {}
-        for field in told:
+        for field in _TOLD[self.kind]:
             values = _values(field, self.points)
             value = next(iter(values))
-            is_constant = len(values) == 1 and value not in (None, 0, "op", "none")
+            is_constant = len(values) == 1 and _is_told(field, value)
             follows = field in FOLLOWS and value == found.get(FOLLOWS[field])
-            if is_constant and not follows and field != self.axis.field:
+            is_said = self.kind == "attention" and field == self.axis.field
+            if is_constant and not follows and not is_said and not self._is_usual(field, value):
                 found[field] = value
         if {"heads_q", "head_dim"} <= found.keys():
             found.pop("d_model", None)  # their product says nothing new
@@ -125,6 +154,8 @@ class Scope:
 
     def details(self, panel: Panel) -> dict[str, Any]:
         """What is the same throughout a panel and not said by its title or the scope."""
+        if self.kind != "attention":
+            return self._details_of_run(panel)
         if self.axis.field == "shape":
             return {}
         found: dict[str, Any] = {}
@@ -144,6 +175,21 @@ class Scope:
         """Where a point lies on the axis."""
         return self.axis.of(point)
 
+    def _is_usual(self, field: str, value: Any) -> bool:
+        """Whether a run's field has its default, and is none of those always told."""
+        usual = _USUAL.get(self.kind, {})
+        return field in usual and field not in _ALWAYS_TOLD and value == usual[field]
+
+    def _details_of_run(self, panel: Panel) -> dict[str, Any]:
+        fields = panel.points[0].fields
+        return {
+            field: fields[field]
+            for field in _TOLD[self.kind]
+            if field not in panel.facets
+            and _is_told(field, fields.get(field))
+            and len(_values(field, self.points)) > 1
+        }
+
 
 def scopes(points: Iterable[Point], axis: str = "auto") -> tuple[Scope, ...]:
     """Keep suites, machines and devices apart, and split each along what it sweeps.
@@ -151,7 +197,7 @@ def scopes(points: Iterable[Point], axis: str = "auto") -> tuple[Scope, ...]:
     Args:
         axis: a field of :data:`AXES`, taken wherever it varies, or ``auto``.
     """
-    groups: dict[tuple[str, str, str], list[Point]] = {}
+    groups: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
         groups.setdefault(point.scope, []).append(point)
     return tuple(_scope(groups[key], axis) for key in sorted(groups))
@@ -159,9 +205,13 @@ def scopes(points: Iterable[Point], axis: str = "auto") -> tuple[Scope, ...]:
 
 def _scope(points: Sequence[Point], wanted: str) -> Scope:
     first = points[0]
-    is_swept = _usable(wanted, points) and len(_values(wanted, points)) > 1
-    axis = _axis(wanted if is_swept else _choose_axis(points), points)
-    facets = _facets(axis.field, points)
+    if first.kind != "attention":
+        axis = _axis("model", points)
+        facets = _distinct(_TOLD[first.kind], points) or ("model",)
+    else:
+        is_swept = _usable(wanted, points) and len(_values(wanted, points)) > 1
+        axis = _axis(wanted if is_swept else _choose_axis(points), points)
+        facets = _facets(axis.field, points)
     groups: dict[tuple[Any, ...], list[Point]] = {}
     for point in points:
         groups.setdefault(tuple(point.fields.get(f) for f in facets), []).append(point)
@@ -180,6 +230,7 @@ def _scope(points: Sequence[Point], wanted: str) -> Scope:
         next((p.record.baseline for p in points if p.record.baseline), ""),
         axis,
         tuple(panels),
+        first.kind,
     )
 
 
@@ -218,6 +269,20 @@ def _facets(axis: str, points: Sequence[Point]) -> tuple[str, ...]:
         ):
             chosen.append(field)
     return tuple(chosen)
+
+
+def _distinct(fields: Sequence[str], points: Sequence[Point]) -> tuple[str, ...]:
+    """The fields that vary and do not follow from those before them."""
+    chosen: list[str] = []
+    for field in fields:
+        if len(_values(field, points)) > 1 and not _determined(field, chosen, points):
+            chosen.append(field)
+    return tuple(chosen)
+
+
+def _is_told(field: str, value: Any) -> bool:
+    """Whether a value says something: of batches, 0 is the largest that fits."""
+    return value not in _UNTOLD or (field == "batch" and value == 0)
 
 
 def _determined(field: str, by: Sequence[str], points: Sequence[Point]) -> bool:

@@ -16,13 +16,16 @@ from typing import Any
 from attnbench.record import STATUSES, Memory, Samples, Status
 from attnbench.report import units
 from attnbench.report.fields import natural
+from attnbench.report.generation_tables import texts as generation_texts
 from attnbench.report.pareto import distance_text
 from attnbench.report.points import Point
 from attnbench.report.style import Look
 from attnbench.report.sweep import Panel, Scope
+from attnbench.report.training_text import texts as training_texts
 from attnbench.report.verdicts import Verdict, headline, verdicts
 from attnbench.roofline import Place
 from attnbench.stats import Interval
+from attnbench.subject import PointKind
 
 SHORT: Mapping[Status, str] = {
     "ok": "ok", "incorrect": "wrong", "unsupported": "unsup.", "unavailable": "absent",
@@ -42,6 +45,9 @@ MEANINGS: Mapping[Status, str] = {
     "crash": "the process died",
     "error": "raised an error",
 }
+_CALLS: Mapping[PointKind, str] = {
+    "attention": "", "training": " a step", "generation": " a generation",
+}  # fmt: skip
 _FULL_TINT = 3.0  # a speed-up of 2³ or 2⁻³ has the strongest colour
 
 
@@ -70,7 +76,7 @@ def figures(point: Point) -> dict[str, str]:
     """The figures of a point as text; only those it has."""
     memory, worst = point.record.memory, point.worst_error
     texts = {
-        "time": point.time_s and units.interval(point.time_s, units.SECONDS),
+        "time": point.time_s and units.interval(point.time_s, units.SECONDS) + _CALLS[point.kind],
         "host_time": point.host_s and units.interval(point.host_s, units.SECONDS),
         "how": point.record.samples and how_text(point.record.samples),
         "rate": point.rate and rate_text(point, point.rate),
@@ -85,7 +91,9 @@ def figures(point: Point) -> dict[str, str]:
         "memory_note": memory and memory.note,
         "error": worst and f"{worst[0]} at {units.number(worst[1], 2)} of its tolerance",
     }
-    return {name: text for name, text in texts.items() if text}
+    found = {name: text for name, text in texts.items() if text}
+    own = {"training": training_texts, "generation": generation_texts}.get(point.kind)
+    return found | own(point) if own is not None else found
 
 
 def rate_text(point: Point, rate: Interval) -> str:
@@ -152,8 +160,7 @@ def speedup_text(point: Point) -> str:
         return ""
     if point.is_baseline:
         return units.ratio(1.0)
-    low, high = (units.number(end) for end in (point.speedup.low, point.speedup.high))
-    return f"{units.ratio(point.speedup.median)} [{low}, {high}]"
+    return units.ratio_interval(point.speedup)
 
 
 def status_counts(points: Iterable[Point]) -> list[tuple[Status, int]]:

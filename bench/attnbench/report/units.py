@@ -99,6 +99,11 @@ def ratio(value: float) -> str:
     return f"{number(value)}×"
 
 
+def ratio_interval(value: Interval) -> str:
+    """A factor with its interval: ``2.31× [2.28, 2.35]``."""
+    return f"{ratio(value.median)} [{number(value.low)}, {number(value.high)}]"
+
+
 def scientific(value: float) -> str:
     """An error: ``1.2e-03``; exactly zero is ``0``."""
     return "0" if value == 0 else f"{value:.1e}"

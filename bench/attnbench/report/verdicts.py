@@ -37,17 +37,17 @@ class Verdict:
     @property
     def behind(self) -> float | None:
         """How many times longer the next one takes."""
-        first, after = self.ranking[0].time_s if self.ranking else None, self.next
-        if first is None or after is None or after.time_s is None:
+        first, after = self.ranking[0].ranked_s if self.ranking else None, self.next
+        if first is None or after is None or after.ranked_s is None:
             return None
-        return after.time_s.median / first.median
+        return after.ranked_s.median / first.median
 
 
 def verdict(panel: Panel, x: Any, points: Iterable[Point]) -> Verdict:
     """Rank the points of one problem. A record that is not ``ok`` has no time, and no rank."""
-    timed = [p for p in points if p.time_s is not None]
+    timed = [p for p in points if p.ranked_s is not None]
     exact = [p for p in timed if not p.is_approximate]
-    times = [(p.time_s, p) for p in exact or timed if p.time_s is not None]
+    times = [(p.ranked_s, p) for p in exact or timed if p.ranked_s is not None]
     times.sort(key=lambda pair: (pair[0].median, pair[1].implementation))
     ranking = tuple(point for _, point in times)
     winners = tuple(point for time_s, point in times if time_s.low <= times[0][0].high)

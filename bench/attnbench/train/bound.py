@@ -3,9 +3,9 @@
 Two exact implementations round differently, and training amplifies that: the curves part,
 slowly at first and then faster. How fast depends on model, data, precision and learning
 rate, so no fixed tolerance can be right. Instead the reference is trained again
-:data:`RERUNS` times with every element of q, k, v and of the output of each attention moved
-by one unit in the last place of the precision, up or down at random (``train.reference``).
-That is the size of what another order of summation does.
+:data:`RERUNS` times, for the first :data:`STEPS` steps, with every element of q, k, v and of
+the output of each attention moved by one unit in the last place of the precision, up or down
+at random (``attentions.shaken``). That is the size of what another order of summation does.
 
 The rule. Let ``x_i(t)`` be the difference of rerun i from the reference in the loss of step
 t, and ``s(t)`` the root of their mean square, carried along as a running maximum, because a
@@ -38,6 +38,8 @@ from numpy.typing import NDArray
 from attnbench.distributions import t_quantile
 
 RERUNS = 5
+STEPS = 100
+"""Steps of a curve that are compared: rounding has parted longer ones, and reruns are dear."""
 FALSE_ALARM = 1e-3  # of one contender's whole curve
 MARGIN = 2.0  # a contender may round this many times as coarsely as a rerun
 _LOSS_ROUNDING = 16 * float(np.finfo(np.float32).eps)  # relative, of a mean over many tokens

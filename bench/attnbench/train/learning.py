@@ -14,7 +14,7 @@ import torch
 
 from attnbench.train.data import metrics
 from attnbench.train.figures import Evaluation
-from attnbench.train.roles import Task
+from attnbench.train.roles import Batch, Task
 from attnbench.train.step import Trainer
 from attnbench.train.workload import Workload
 
@@ -45,6 +45,7 @@ def learn(
     alive: Callable[[], None] = lambda: None,
     *,
     evaluate: bool = True,
+    most: int | None = None,
 ) -> Curve:
     """Train for the workload's steps.
 
@@ -54,8 +55,10 @@ def learn(
         seed: of dropout and token noise.
         alive: called every second or so.
         evaluate: whether to look at validation batches, and stop early by them.
+        most: steps after which to end in any case; the schedule stays that of all steps.
     """
-    workload, steps = trainer.workload, trainer.workload.steps
+    workload = trainer.workload
+    steps = workload.steps if most is None else min(most, workload.steps)
     torch.manual_seed(seed)
     trainer.model.train()
     losses = torch.empty(steps, device=trainer.device)
@@ -73,8 +76,22 @@ def learn(
             curve.stopped = stop.reason(found) if done < steps else None
             if curve.stopped:
                 break
+    if curve.evaluations:
+        curve.evaluations[-1] = _with_text(curve.evaluations[-1], trainer, task, alive)
     curve.losses = losses[:done].tolist()
     return curve
+
+
+def _with_text(
+    last: Evaluation, trainer: Trainer, task: Task, alive: Callable[[], None]
+) -> Evaluation:
+    """The last evaluation, with figures of what the model writes by itself."""
+
+    def said(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        alive()
+        return trainer.outputs(trainer.move(Batch(inputs, {}, 0)))
+
+    return Evaluation(step=last.step, metrics={**last.metrics, **task.written(said)})
 
 
 def score(trainer: Trainer, task: Task) -> dict[str, float | None]:

@@ -22,22 +22,26 @@ from attnbench.device import synchronize
 from attnbench.execution import Execution
 from attnbench.failure import Failed
 from attnbench.inputs import make_inputs
-from attnbench.problem import Problem
+from attnbench.problem import Direction, Problem
 from attnbench.record import TensorAccuracy, worst
 from attnbench.verify import explain, judge, make_yardstick, passed
 
 
 def verify_attention(
-    attention: Attention, problems: Iterable[Problem], device: torch.device, seed: int
+    attention: Attention,
+    problems: Iterable[Problem],
+    device: torch.device,
+    seed: int,
+    direction: Direction = "both",
 ) -> dict[str, TensorAccuracy]:
-    """Build, run forward and backward, and judge each problem once; the worst by tensor.
+    """Build, run and judge each problem once, in one direction; the worst by tensor.
 
     Raises:
         Failed: it is wrong on one of them.
         Unsupported: dropout that it does not reveal, which cannot be verified.
     """
     seen = []
-    for problem in dict.fromkeys(p.replace(direction="both") for p in problems):
+    for problem in dict.fromkeys(p.replace(direction=direction) for p in problems):
         solver = attention
         if problem.bias:
             problem, solver = problem.replace(bias=False), _unbiased(attention)

@@ -5,7 +5,7 @@ Letters: B = batch, T = tokens of a sequence, V = vocabulary, C = d_model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -79,6 +79,11 @@ class Task(Protocol):
 
         ``data.metrics.figures`` divides, and derives what is no mean (macro F1, perplexity).
         """
+
+    def written(
+        self, said: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+    ) -> Mapping[str, float]:
+        """Figures of text that the model writes, which ``said`` asks with a batch's inputs."""
 
 
 class Model(Protocol):

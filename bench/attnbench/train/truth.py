@@ -110,7 +110,9 @@ class Truth:
             # A compiled contender rounds differently everywhere: so does the rerun that is not.
             workload = workload.replace(compile=False)
         trainer = make_trainer(workload, attention, self._device, self._seed, self._teacher)
-        return learn(trainer, self.task, seed, self._alive, evaluate=rerun is None)
+        if rerun is None:
+            return learn(trainer, self.task, seed, self._alive)
+        return learn(trainer, self.task, seed, self._alive, evaluate=False, most=bound.STEPS)
 
 
 def _first_batch(parts: int) -> int:

@@ -88,8 +88,19 @@
       block.hidden = Number(block.dataset.scope) !== state.scope;
       if (!block.hidden) hideUnchosen(block);
     });
+    showViews();
     $$("details.data[open][data-table]").filter(isVisible).forEach(drawTable);
     redrawCharts();
+  }
+
+  // A view that is of another kind than the shown suite has nothing to say.
+  function showViews() {
+    $$(".view").forEach((view) => {
+      const blocks = $$("[data-scope]", view);
+      view.hidden = blocks.length > 0 && blocks.every((block) => block.hidden);
+      const link = document.querySelector(`[data-jump][href="#${view.id}"]`);
+      if (link) link.parentElement.hidden = view.hidden;
+    });
   }
 
   function hideUnchosen(block) {
@@ -231,21 +242,26 @@
     seen.unobserve(element);
     const figure = element.closest("figure");
     const scope = scopeOf(figure);
-    const chart = scope.charts[figure.dataset.chart];
+    const chart = scope.charts[element.dataset.chart ?? figure.dataset.chart];
     const panel = Number(figure.dataset.panel);
     const own = scope.rows.filter((row) => row.panel === panel).filter(isShown(scope));
-    const marks = { error: errorMarks, pareto: paretoMarks, lines: lineMarks };
+    const marks = {
+      error: errorMarks, pareto: paretoMarks, lines: lineMarks, stack: stackMarks, curve: curveMarks,
+    };
     const rows = marks[chart.kind](chart, own);
     const isEmpty = !rows.some((row) => !row.failed);
     element.classList.toggle("empty", isEmpty);
     if (isEmpty) {
-      element.textContent = "Nothing was measured here.";
+      element.textContent = chart.measure === "gap" && own.some((row) => row.loss)
+        ? "No curve is apart from the reference's." : "Nothing was measured here.";
       return undefined;
     }
     const title = figure.querySelector("figcaption").textContent;
     const heading = figure.closest("section").querySelector("h2").textContent;
     element.setAttribute("aria-label", `${heading}: ${title}`);
-    const height = chart.spec.height ?? heightOf(rows, chart.kind === "error" ? "tensor" : "x");
+    const height = chart.spec.height ?? (chart.row
+      ? chart.row * new Set(rows.map((row) => row.impl)).size
+      : heightOf(rows, chart.kind === "error" ? "tensor" : "x"));
     const spec = { ...chart.spec, height, datasets: { rows }, description: `${heading}: ${title}` };
     return vegaEmbed(element, spec, {
       mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
@@ -261,7 +277,7 @@
   function looked(row) {
     const look = data.looks[row.impl];
     const color = look.color === "ink" ? colorOf("--ink") : look.color;
-    return { impl: look.name, color, shape: look.shape, dash: look.dash, x: row.x, row };
+    return { impl: look.name, place: row.impl, color, shape: look.shape, dash: look.dash, x: row.x, row };
   }
 
   function lineMarks(chart, rows) {
@@ -283,6 +299,23 @@
       ...looked(row), x: row.latency[0], y: row.distance, memory: memory(row) / most,
       method: row.method, front: Boolean(row.front), ring: 90 + 400 * (memory(row) / most),
     }));
+  }
+
+  // Bars of several parts, and over them what is drawn thin.
+  function stackMarks(chart, rows) {
+    return rows.filter((row) => row[chart.measure]).flatMap((row) =>
+      row[chart.measure].map((value, place) => ({
+        ...looked(row), part: chart.parts[place], part_place: place, y: value / chart.size,
+        mark: over(row[`${chart.measure}_mark`], chart.size),
+      })));
+  }
+
+  const over = (value, size) => (value === null ? null : value / size);
+
+  // The baseline comes last: dashed, it lets those be seen that it lies upon.
+  function curveMarks(chart, rows) {
+    return rows.filter((row) => row[chart.measure]).reverse().flatMap((row) =>
+      row[chart.measure].map(([x, y]) => ({ ...looked(row), x, y })));
   }
 
   const MEASURES = { rel_l2: 2, max_abs: 4, row_rel: 6 }; // places in a tensor's figures
@@ -331,7 +364,7 @@
       axisX: { titlePadding: 5 },
       axisY: { domain: false, ticks: false, titleAnchor: "end", titleAngle: 0, titleAlign: "left", titleX: 0, titleY: -9 },
       style: { limit: { color: bad, opacity: 0.8 }, wrong: { color: bad, shape: "circle" }, front: { color: ink, shape: "circle" },
-        joined: { color: soft, opacity: 0.5 } },
+        joined: { color: soft, opacity: 0.5 }, over: { color: ink } },
       text: { color: ink },
     };
   }
@@ -368,6 +401,13 @@
     tell("time", row.time_text && row.time_text + (row.wide ? WIDER : ""));
     tell("host time", row.host_time_text);
     tell("rate", row.rate_text);
+    tell("MFU", row.mfu_text);
+    tell("batch", row.batch_text);
+    tell("parts", row.step_text);
+    tell("attention", row.attention_text);
+    tell("last loss", row.loss_text);
+    tell("parity", row.parity_text);
+    tell("metrics", row.metrics_text);
     tell("distance", row.distance_text);
     tell("speed-up", row.speedup_text);
     tell("roofline", row.roofline_text);
@@ -420,6 +460,9 @@
     ...COLUMNS.latency, ["host time", "host_time_text"], ["timed by", "how_text"],
     ...COLUMNS.rate, ["distance from the answer", "distance_text"],
     ["speed-up", "speedup_text", (r) => r.rate?.[0]],
+    ["MFU", "mfu_text"], ["batch", "batch_text"], ["parts of a step", "step_text"],
+    ["attention's share", "attention_text"], ["last loss", "loss_text", (r) => r.loss?.at(-1)?.[1]],
+    ["parity", "parity_text"], ["metrics", "metrics_text"],
     ["share of roofline", "roofline_text", (r) => r.roofline_text && parseFloat(r.roofline_text)],
     ["energy of a call", "energy_text"],
     ...COLUMNS.memory, ["worst error", "error_text"], ["reason", "reason"], ["chosen", "choices"],
@@ -429,7 +472,8 @@
   const WIDE = new Set(["reason", "chosen", "command", "memory note", "timed by"]);
   // Left out where nobody has them.
   const RARE = new Set(["distance from the answer", "host time", "timed by", "chosen",
-    "share of roofline", "energy of a call"]);
+    "share of roofline", "energy of a call", "MFU", "batch", "parts of a step",
+    "attention's share", "last loss", "parity", "metrics"]);
 
   function errorsText(row, measure) {
     const at = MEASURES[measure];

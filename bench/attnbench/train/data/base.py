@@ -20,6 +20,7 @@ from attnbench.train.roles import Batch, ImageShape, Split
 from attnbench.train.workload import Objective, Workload
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Said = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
 _SPLITS: Mapping[Split, int] = {"train": 0, "validation": 1}
 _HELD_OUT = 10  # one in so many goes to validation
@@ -88,6 +89,14 @@ class SeededTask(ABC):
         if "label" in batch.targets:
             totals |= label_totals(outputs["label"], batch.targets["label"])
         return totals
+
+    def written(self, said: Said) -> dict[str, float]:
+        """Figures of text that a model writes by itself; none where nothing is written.
+
+        Args:
+            said: what the model says to the inputs of a batch.
+        """
+        return {}
 
     def _rng(self, step: int, split: Split, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, _SPLITS[split], step, purpose])

@@ -16,7 +16,7 @@ import torch
 
 from attnbench.errors import UserError
 from attnbench.train.data import scripture
-from attnbench.train.data.base import Arrays, SeededTask
+from attnbench.train.data.base import Arrays, Said, SeededTask
 from attnbench.train.data.metrics import Totals, with_bits
 from attnbench.train.data.vocabulary import END, PAD, START, Characters, Ids
 from attnbench.train.data.written import translation_figures
@@ -102,6 +102,27 @@ class Translation(SeededTask):
             said += self.texts(generate(batch.inputs["input_ids"]))
             true += self.texts(batch.targets["tokens"])
         return translation_figures(said, true)
+
+    def written(self, said: Said) -> dict[str, float]:
+        """BLEU, chrF, TER and ROUGE-L of one validation batch, translated greedily.
+
+        The decoder is asked with its whole length for each token, filled up with PAD: nobody
+        needs a cache, and implementations see the one shape that they were built for.
+        """
+
+        def generate(ids_BT: torch.Tensor) -> torch.Tensor:
+            decoder_BT = torch.full_like(ids_BT, PAD)
+            decoder_BT[:, 0] = START
+            said_BT = torch.full_like(ids_BT, END)
+            for place in range(ids_BT.shape[1]):
+                asked = {"input_ids": ids_BT, "decoder_input_ids": decoder_BT}
+                next_B = said(asked)["tokens"][:, place].argmax(-1).to(ids_BT.device)
+                said_BT[:, place] = next_B
+                if place + 1 < ids_BT.shape[1]:
+                    decoder_BT[:, place + 1] = next_B.where(next_B != END, PAD)
+            return said_BT
+
+        return self.judge(generate, range(1))
 
     def _english(self, text: str) -> Ids:
         return self._target.encode(text) + self._shift

@@ -165,6 +165,12 @@ class Stack(nn.Module):
         return cast(torch.Tensor, self.norm(x_BTC))
 
 
+def _std(width: int) -> float:
+    """Of tables of tokens: GPT-2's 0.02 is too quiet for a narrow model, which then does not
+    find multi-query recall in any number of steps that is worth waiting for."""
+    return float(width**-0.5)
+
+
 class Patches(nn.Module):
     """A picture as a sequence: a class token, then each patch projected (ViT, 2010.11929)."""
 
@@ -198,7 +204,7 @@ class Own(nn.Module):
         self.tokens: nn.Embedding | None = None
         if is_matching or image is None:
             self.tokens = nn.Embedding(wanted.vocab, width)
-            nn.init.normal_(self.tokens.weight, std=0.02)
+            nn.init.normal_(self.tokens.weight, std=_std(width))
         self.kinds = nn.Embedding(2, width) if wanted.sentences else None
         self.patches = None if image is None else Patches(image, width)
         stacks = {}
@@ -214,7 +220,7 @@ class Own(nn.Module):
         self.heads = nn.ModuleDict()
         if wanted.objective in ("causal-lm", "masked-lm", "seq2seq"):
             head = self.heads["tokens"] = nn.Linear(width, wanted.vocab, bias=False)
-            nn.init.normal_(head.weight, std=0.02)
+            nn.init.normal_(head.weight, std=_std(width))
             if preset.tied and self.tokens is not None:
                 head.weight = self.tokens.weight
         if wanted.classes:

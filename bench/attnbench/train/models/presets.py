@@ -29,6 +29,9 @@ OBJECTIVES: Mapping[Family, tuple[Objective, ...]] = {
 }
 """What each family can be trained for, the usual first."""
 
+DECODERS: tuple[Family, ...] = ("gpt2", "llama")
+"""Families that generate with a KV cache."""
+
 
 @dataclass(frozen=True)
 class Preset:

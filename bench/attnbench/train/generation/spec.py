@@ -1,0 +1,147 @@
+"""One generation: which model goes on from how long a prompt, for how many tokens.
+
+What ``Workload`` is to a training run, ``Generation`` is to serving: immutable, hashable,
+serialisable, checked to the last field, and silent about who does the attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from attnbench.errors import UserError, unknown
+from attnbench.train.models.presets import DECODERS, Preset, sized
+from attnbench.train.workload import Workload
+
+ServedPrecision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation, but for the attention in it.
+
+    Attributes:
+        model: preset of a decoder that keeps a cache (see ``attnbench.train.models.presets``).
+        layers, heads, heads_kv, d_model: instead of the preset's; 0 keeps it.
+        batch: sequences that are generated side by side, of one length.
+        prompt: tokens of each that are given, and read at once.
+        new: tokens of each that are generated, at least 2: the first comes from the prompt,
+            the cache is decoded from for all others.
+        precision: of the weights and of everything else: fp32, tf32 (fp32 with TF32 products),
+            bf16, fp16; int8 is for weights alone (bf16 for the rest on a GPU, fp32 on a CPU).
+        compile: torch.compile the whole model, once for each length of the cache.
+
+    Raises:
+        UserError: for any value that is out of range or does not fit the others.
+    """
+
+    model: str = "gpt2-tiny"
+    layers: int = 0
+    heads: int = 0
+    heads_kv: int = 0
+    d_model: int = 0
+    batch: int = 1
+    prompt: int = 128
+    new: int = 32
+    precision: ServedPrecision = "fp32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not type(field.default):
+                kind = type(field.default).__name__
+                raise UserError(f"{field.name} must be of type {kind}, got {value!r}")
+        for name, least in _LEAST.items():
+            if not least <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be ≥ {least}, got {getattr(self, name)!r}")
+        if self.precision not in get_args(ServedPrecision):
+            raise unknown("precision", self.precision, get_args(ServedPrecision))
+        if self.preset.family not in DECODERS:
+            raise UserError(
+                f"model {self.model} has no cache to generate with; families that have: "
+                f"{', '.join(DECODERS)}"
+            )
+
+    # ---- construction ----------------------------------------------------------------
+
+    @classmethod
+    def of(cls, **fields: Any) -> Generation:
+        """Build from loose fields.
+
+        Raises:
+            UserError: unknown field, or an invalid generation.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        for key in fields:
+            if key not in names:
+                raise unknown("generation field", key, names)
+        return cls(**fields)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Generation:
+        """The inverse of :meth:`to_json`."""
+        return cls.of(**data)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    def replace(self, **changes: Any) -> Generation:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    # ---- what is served --------------------------------------------------------------
+
+    @property
+    def workload(self) -> Workload:
+        """A training run of the same model, for what is asked of models and precisions."""
+        return Workload(
+            model=self.model, layers=self.layers, heads=self.heads, heads_kv=self.heads_kv,
+            d_model=self.d_model, precision="tf32" if self.precision == "tf32" else "fp32",
+        )  # fmt: skip
+
+    @property
+    def preset(self) -> Preset:
+        """The model's sizes."""
+        return sized(self.workload)
+
+    @property
+    def read(self) -> int:
+        """Tokens of a sequence that go through the model, and into the cache: all but the last."""
+        return self.prompt + self.new - 1
+
+    # ---- identity --------------------------------------------------------------------
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The fields that differ from their default."""
+        fields = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
+        return {name: value for name, (value, default) in fields.items() if value != default}
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that stay the same across processes, machines and versions.
+
+        Only fields that differ from their default enter the hash, so that a field added later
+        does not rename older generations.
+        """
+        text = json.dumps(["generation", self.told], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """A short text for people: model, lengths, precision, and what is unusual."""
+        words = [self.model, f"B{self.batch}", f"{self.prompt}+{self.new} tokens", self.precision]
+        shown = ("model", "batch", "prompt", "new", "precision")
+        return " ".join(words + [f"{k}={v}" for k, v in self.told.items() if k not in shown])
+
+
+_LEAST: Mapping[str, int] = {
+    "layers": 0, "heads": 0, "heads_kv": 0, "d_model": 0, "batch": 1, "prompt": 1, "new": 2,
+}  # fmt: skip
