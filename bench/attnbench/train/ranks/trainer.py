@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from attnbench.train.data import make_task
+from attnbench.train.data.base import Said
 from attnbench.train.data.metrics import Totals
 from attnbench.train.loss import target_counts
 from attnbench.train.models.build import Built
@@ -75,7 +77,29 @@ class Share:
 
     def score(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> Totals:
         """As rank 0 scored."""
-        told: list[Totals] = [dict(self.own.score(outputs, batch))]
+        totals: Totals = self._told(dict(self.own.score(outputs, batch)))
+        return totals
+
+    def written(self, said: Said) -> Mapping[str, float]:
+        """As rank 0 has the model write: all ranks are asked what it asks, as shards must be."""
+        if self._rank == 0:
+
+            def asked(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+                self._told(dict(inputs))
+                return said(inputs)
+
+            found = self.own.written(asked)
+            self._told(None)
+        else:
+            found = {}
+            while (inputs := self._told(None)) is not None:
+                said(inputs)
+        figures: Mapping[str, float] = self._told(dict(found))
+        return figures
+
+    def _told(self, value: Any) -> Any:
+        """What rank 0 gives, on all ranks."""
+        told = [value]
         dist.broadcast_object_list(told, src=0, group=self._group)
         return told[0]
 
