@@ -76,9 +76,10 @@ class Attention:
         masks, dtypes, devices: names it can do, or None for any.
         options: its settings with their defaults; a suite may sweep them
             (``mine:block=64``), and an instance finds them in ``self.options``.
-        simulators: options that, when true, run it in a simulator, each with the words that
-            label it (``{"interpret": "in Triton's interpreter"}``). It is verified as ever,
-            but its times are no timings: nothing shows or compares them with real ones.
+        simulators: options that, when true or not 0, run it in a simulator, or in any way in
+            which its times are no timings, each with the words that label it
+            (``{"interpret": "in Triton's interpreter"}``). It is verified as ever, but nothing
+            shows its times or compares them with real ones.
         version: of the library behind it, if any.
         source: paper or address it follows.
 

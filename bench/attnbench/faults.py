@@ -106,12 +106,12 @@ def of_class(cls: type[Attention]) -> str | None:
 
 
 def _of_simulators(simulators: Any, options: Mapping[str, Any]) -> str | None:
-    """Options that are on or off, each with its label: else a simulator's times look real."""
+    """Options that can be off, each with its label: else a simulator's times look real."""
     if not isinstance(simulators, Mapping):
         return f"simulators must be a mapping of options to labels, got {simulators!r}"
     for name, words in simulators.items():
-        if not isinstance(options.get(name), bool):
-            return f"simulators: {name!r} is no option that is true or false"
+        if not isinstance(options.get(name), int):  # a bool is one
+            return f"simulators: {name!r} is no option that is true or false, or a whole number"
         if not isinstance(words, str) or not words.strip():
             return f"simulators: {name!r} needs a label, got {words!r}"
     return None

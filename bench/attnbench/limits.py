@@ -89,7 +89,9 @@ class Limits:
 
     def training_fault(self, training: Training, samples: Samples) -> str | None:
         """What is wrong with a step that beats every product that was measured here."""
-        return self.model_fault(training.flops.dense + training.flops.attention_least, samples)
+        least = training.flops.dense + training.flops.attention_least
+        devices = training.ranks.processes if training.ranks else 1
+        return self.model_fault(least // devices, samples)
 
     def model_fault(self, least_flops: int, samples: Samples) -> str | None:
         """What is wrong with a time in which no product measured here does what a model needs."""

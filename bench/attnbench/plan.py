@@ -40,7 +40,7 @@ class Contender:
     def simulated(self) -> str | None:
         """The simulator that its options run it in, in words; None if it is timed for real."""
         options = {**self.entry.options, **dict(self.given)}
-        words = (w for name, w in self.entry.simulators.items() if options.get(name) is True)
+        words = (w for name, w in self.entry.simulators.items() if options.get(name))
         return next(words, None)
 
     @property

@@ -60,7 +60,7 @@ class Worker:
         self._log = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed by close()
             prefix="attnbench-worker-", suffix=".log"
         )
-        self._oom_kills = _oom_kills()
+        self._oom_kills = oom_kills()
         read_end, write_end = os.pipe()
         self._events = read_end
         self._buffer = b""
@@ -172,8 +172,8 @@ class Worker:
         log = self.log_tail()
         if code >= 0:
             return WorkerDied("crash", f"the worker process exited with code {code}", log)
-        name = _signal_name(-code)
-        if -code == signal.SIGKILL and _oom_kills() > self._oom_kills:
+        name = signal_name(-code)
+        if -code == signal.SIGKILL and oom_kills() > self._oom_kills:
             return WorkerDied("oom", "killed by the kernel: the machine ran out of memory", log)
         hint = " (kill -9 from outside)" if -code == signal.SIGKILL else ""
         return WorkerDied("crash", f"the worker process was killed by {name}{hint}", log)
@@ -185,14 +185,15 @@ def _close(file: IO[bytes] | None) -> None:
             file.close()
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """``SIGKILL`` for 9."""
     try:
         return signal.Signals(number).name
     except ValueError:  # the real-time ones have no names
         return f"signal {number}"
 
 
-def _oom_kills() -> int:
+def oom_kills() -> int:
     """How often this machine's kernel has killed for want of memory since it booted."""
     try:
         for line in Path("/proc/vmstat").read_text().splitlines():

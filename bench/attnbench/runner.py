@@ -171,6 +171,7 @@ class Runner:
             "budget": suite.measure.budget(),
             "energy_s": suite.measure.energy_s,
             "process": self._process,
+            "timeout_s": suite.measure.timeout_s,
         }
         if self._conditions.is_spoilt:
             self.progress.step(None, "cooling down")

@@ -29,8 +29,8 @@ _MEMORY_SHARE = 0.9  # of what is available now; the rest keeps the machine aliv
 def main() -> None:
     """Serve tasks until there are no more."""
     event_fd, device, project = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    _die_with_parent()
-    _tell_where_on_death()
+    die_with_parent()
+    tell_where_on_death()
     if device == "cpu":  # a CUDA context needs far more address space than memory
         _limit_memory()
     sys.path.append(project)  # a plugin may import its project, which may not shadow anybody
@@ -209,7 +209,7 @@ def _take_stdin() -> IO[str]:
     return tasks
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A killed parent must not leave a worker behind that keeps the device busy."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -217,7 +217,7 @@ def _die_with_parent() -> None:
         sys.exit("the parent is gone")
 
 
-def _tell_where_on_death() -> None:
+def tell_where_on_death() -> None:
     """Write the Python stack to the log on a fatal signal, and before a hang is ended."""
     faulthandler.enable()
     faulthandler.register(SIGNAL_WHERE)

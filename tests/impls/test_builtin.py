@@ -17,7 +17,7 @@ NAMES = {
     "naive", "sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "flex", "blockwise",
     "triton", "triton-gluon", "gathered", "window", "dilated", "strided", "fixed", "block-sparse",
     "bigbird", "top-k",
-    "linformer", "nystrom", "performer", "linear", "cosformer", "rfa", "mha",
+    "linformer", "nystrom", "performer", "linear", "cosformer", "rfa", "mha", "ring", "ring-torch",
 }  # fmt: skip
 
 # Adapters: each has the version of its library, where that is installed.

@@ -54,8 +54,9 @@ def test_what_nobody_can_do_here_is_unsupported_with_its_reason() -> None:
     results = run_group(workload(precision="tf32"), "fair", "naive")
     assert statuses(results) == {"fair": "unsupported", "naive": "unsupported"}
     assert "a CPU has none" in results["fair"]["reason"]
-    results = run_group(workload(parallel="ddp", processes=2), "fair")
-    assert "several processes" in results["fair"]["reason"]
+    results = run_group(workload(parallel="context", processes=2), "fair")
+    assert results["fair"]["status"] == "unsupported"
+    assert "no model is cut along its sequences yet" in results["fair"]["reason"]
 
 
 def test_a_model_that_attention_cannot_serve_is_unsupported_before_any_training() -> None:

@@ -86,11 +86,13 @@ def test_set_knows_the_keys_of_workloads_and_no_others(tmp_path: Path) -> None:
     assert loaded.options == {"head_dim": 8}, "an implementation's option, as far as is known"
 
 
-@pytest.mark.parametrize("name", ["train-tiny", "quality"])
-def test_shipped_training_suites_are_sound(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "points"), [("train-tiny", 4), ("quality", 4), ("train-parallel", 3)]
+)
+def test_shipped_training_suites_are_sound(name: str, points: int) -> None:
     loaded = load_suite(shelves.builtin("suites") / f"{name}.toml")
     assert loaded.kind == "training"
-    assert len({p.id for p in loaded.problems}) == len(loaded.problems) == 4
+    assert len({p.id for p in loaded.problems}) == len(loaded.problems) == points
 
 
 def test_the_digest_tells_two_ways_of_learning_apart(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def group_task(of: Workload, *names: str, **changes: Any) -> dict[str, Any]:
     contenders = [{"key": n, "entry": entries()[n].to_json(), "options": {}} for n in names]
     return {
         "do": "train", "device": "cpu", "problem": of.to_json(), "seed": 0, "budget": BUDGET,
-        "energy_s": 0.0, "process": 0, "contenders": contenders, **changes,
+        "energy_s": 0.0, "process": 0, "timeout_s": 60.0, "contenders": contenders, **changes,
     }  # fmt: skip
 
 

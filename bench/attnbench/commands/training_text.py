@@ -12,8 +12,10 @@ from attnbench.record import Record
 from attnbench.runs import problem_label
 from attnbench.train.derived import tokens_per_s
 from attnbench.train.figures import Parity
+from attnbench.train.scaling import in_words, scaling
 
 _COLUMNS = ("implementation", "tokens/s [95 %]", "batch", "loss", "parity")
+_SCALING = ("scaling",)
 
 
 def print_training(console: Console, records: Sequence[Record]) -> None:
@@ -22,11 +24,15 @@ def print_training(console: Console, records: Sequence[Record]) -> None:
         own = [record for record in records if record.problem_id == problem]
         table = Table(box=None, pad_edge=False, title_justify="left")
         table.title = escape(problem_label(own[0]))
-        for column in _COLUMNS:
+        is_shared = any(record.training and record.training.ranks for record in own)
+        for column in _COLUMNS + _SCALING * is_shared:
             right = column in ("tokens/s [95 %]", "batch", "loss")
             table.add_column(column, justify="right" if right else "left", overflow="fold")
         for record in sorted(own, key=_slowness):
-            table.add_row(*map(escape, _cells(record)))
+            cells = _cells(record)
+            if is_shared:
+                cells += (in_words(scaling(record, records)),)
+            table.add_row(*map(escape, cells))
         console.print(table)
         console.print()
 

@@ -93,6 +93,8 @@ def memory_parts(trainer: Trainer, pieces: Sequence[Piece]) -> tuple[MemoryParts
 
 
 def _bytes(x: torch.Tensor) -> int:
+    """Of a tensor, or of this rank's part of one that several ranks share (a DTensor)."""
+    x = getattr(x, "to_local", lambda: x)()
     return x.numel() * x.element_size()
 
 

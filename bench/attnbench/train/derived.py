@@ -2,8 +2,8 @@
 
 MFU is model FLOPs a second over the rate that products of the workload's precision reached on
 the same device when its ceilings were measured; beside it, over the datasheet's peak where
-that is known. For an approximate method the share by the others' count is an *effective* one,
-and its own count has a share of its own.
+that is known. Of several ranks, that is times their number. For an approximate method the share
+by the others' count is an *effective* one, and its own count has a share of its own.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ def _mfu(record: Record, peak: float, what: str) -> Mfu | None:
     training = record.training
     if training is None or record.samples is None or record.implementation.simulated:
         return None
+    if training.ranks is not None:
+        peak, what = peak * training.ranks.processes, f"{what}, {training.ranks.processes} ranks"
     whole, flops = peak * record.samples.median_s, training.flops
     own = _own(training)
     return Mfu(

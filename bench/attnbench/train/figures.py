@@ -92,8 +92,22 @@ class MemoryParts(Part):
     method: str
 
 
+class Ranks(Part):
+    """The processes that shared each step; one of their own session for each contender."""
+
+    processes: int
+    backend: str  # of torch.distributed: nccl, or gloo on a CPU
+    devices: list[str]  # by rank
+    peak_bytes: list[int]  # by rank, of everything, as ``MemoryParts.peak_bytes``
+    method: str
+
+
 class Training(Part):
-    """One training run."""
+    """One training run.
+
+    Of several ranks: batch, tokens and FLOPs are those of all, breakdown is rank 0's, memory
+    that of the rank whose peak is highest, parameters are those of the whole model.
+    """
 
     batch: int  # sequences a step that were timed; found, where the workload says 0
     tokens: int  # a step
@@ -106,6 +120,7 @@ class Training(Part):
     parameters: Parameters
     breakdown: Breakdown
     memory: MemoryParts
+    ranks: Ranks | None = None
 
     @model_validator(mode="after")
     def _plausible(self) -> Training:

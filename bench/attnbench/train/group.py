@@ -20,14 +20,14 @@ from typing import Any
 import torch
 
 from attnbench import registry
-from attnbench.attention import Attention, Unsupported
+from attnbench.attention import Attention
 from attnbench.failure import Failed, classify
 from attnbench.measure import figures, pinning
 from attnbench.measure.energy import EnergyMeter
 from attnbench.measure.kernels import what_ran
 from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.record import TensorAccuracy
-from attnbench.train import anatomy, attentions, bound, flops
+from attnbench.train import anatomy, attentions, flops
 from attnbench.train.clock import StepClock
 from attnbench.train.data import make_task
 from attnbench.train.figures import Breakdown, ModelFlops, Parity
@@ -94,16 +94,8 @@ class TrainGroup(Turns[Learner]):
             self._time()
 
     def _check(self) -> None:
-        """What nobody could do here.
-
-        Raises:
-            Unsupported: with the reason.
-        """
+        """Raise Unsupported for what nobody could do here."""
         check_precision(self.workload, self.device)
-        if self.workload.parallel != "none":
-            raise Unsupported(
-                f"parallel {self.workload.parallel!r}: several processes are not measured yet"
-            )
 
     def _all_fail(self, error: Exception) -> None:
         failed = classify(error)
@@ -163,11 +155,7 @@ class TrainGroup(Turns[Learner]):
         if learner.workload != truth.workload:  # timed with another batch than is learned with
             trainer = self._trainer(truth.workload, registry.make(learner.told))
         learner.curve = learn(trainer, truth.task, self.seed, lambda: self._step(key, "learn"))
-        learner.parity = truth.parity(learner.curve.losses, learner.attention.kind)
-        if learner.parity.ok is False:
-            raise Failed("incorrect", in_words(learner.parity))
-        if not bound.is_finite(learner.curve.losses):
-            raise Failed("incorrect", f"the loss is not finite in step {learner.parity.step}")
+        learner.parity = truth.judged(learner.curve.losses, learner.attention.kind)
 
     def _time(self) -> None:
         """Interleaved rounds of whole steps, then what needs passes of its own."""
@@ -275,17 +263,6 @@ class TrainGroup(Turns[Learner]):
         self._send("step", who=None, phase="reference")
 
 
-def in_words(parity: Parity) -> str:
-    """Why a curve does not pass, in a line."""
-    if parity.deviation is None:
-        return f"the loss is not finite in step {parity.step}; the reference's is"
-    return (
-        f"does not learn as the reference does: in step {parity.step} the loss is off by "
-        f"{parity.deviation:.3g}, allowed {parity.allowed:.3g} (from {parity.reruns} reruns of "
-        f"{parity.reference} with other rounding)"
-    )
-
-
 def _next_step(learner: Learner) -> Callable[[], None]:
     """The timed call: a whole step on the next batch of the ring."""
     step, batches = learner.trainer.step, itertools.cycle(learner.ring)
@@ -300,14 +277,19 @@ def train(task: dict[str, Any], send: Send) -> None:
     """Train one workload's contenders and leave the process clean for the next."""
     gc.collect()
     workload = Workload.from_json(task["problem"])
-    with products_of(workload), _compiling(workload, len(task["contenders"])):
-        TrainGroup(task, send).run()
+    with products_of(workload), compiling(workload, len(task["contenders"])):
+        if workload.parallel == "none":
+            TrainGroup(task, send).run()
+        else:
+            from attnbench.train.ranks.group import RanksGroup
+
+            RanksGroup(task, send).run()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()  # compiled variants must not count towards the next one's limit
 
 
 @contextlib.contextmanager
-def _compiling(workload: Workload, contenders: int) -> Iterator[None]:
+def compiling(workload: Workload, contenders: int) -> Iterator[None]:
     """Room for every contender's compiled model; one too many raises, and never runs eagerly."""
     if not workload.compile:
         yield

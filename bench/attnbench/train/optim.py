@@ -43,6 +43,8 @@ def make_optimizer(workload: Workload, model: torch.nn.Module) -> torch.optim.Op
         return torch.optim.AdamW(groups, lr=lr_at(workload, 0), betas=betas, fused=fused)
     if "beta2" in workload.told:
         raise UserError(f"optimizer sgd has no beta2, got {workload.beta2}")
+    if any(hasattr(p, "to_local") for p in learning):  # DTensors: up to torch 2.13 they have no
+        fused = None  # rule for the fused update of SGD, but for that of AdamW
     return torch.optim.SGD(groups, lr=lr_at(workload, 0), momentum=workload.beta1, fused=fused)
 
 

@@ -87,7 +87,7 @@ class Trainer:
                 f"be 1, got {parts}"
             )
         counts = target_counts(batch)
-        return [Piece(_part(moved, i, parts), counts) for i in range(parts)]
+        return [Piece(part_of(moved, i, parts), counts) for i in range(parts)]
 
     def forward(self, piece: Piece) -> torch.Tensor:
         """The share of the batch's loss that belongs to a part; a scalar with its graph."""
@@ -172,7 +172,7 @@ def products_of(workload: Workload) -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = before
 
 
-def _part(batch: Batch, index: int, parts: int) -> Batch:
+def part_of(batch: Batch, index: int, parts: int) -> Batch:
     """The index-th of equal parts, by sequences."""
 
     def cut(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from attnbench.attention import Kind
-from attnbench.failure import classify
+from attnbench.failure import Failed, classify
 from attnbench.train import bound
 from attnbench.train.attentions import REFERENCE, reference, shaken
 from attnbench.train.data import make_task
@@ -70,6 +70,19 @@ class Truth:
         reruns = [self._learn(i) for i in range(bound.RERUNS)]
         self._bound = bound.allowed(self._curve.losses, [rerun.losses for rerun in reruns])
 
+    def judged(self, losses: list[float], kind: Kind) -> Parity:
+        """How far a curve is from the reference's, if it may be so far.
+
+        Raises:
+            Failed: an exact implementation's is too far, or any loss is not finite.
+        """
+        found = self.parity(losses, kind)
+        if found.ok is False:
+            raise Failed("incorrect", in_words(found))
+        if not bound.is_finite(losses):
+            raise Failed("incorrect", f"the loss is not finite in step {found.step}")
+        return found
+
     def parity(self, losses: list[float], kind: Kind) -> Parity:
         """How far a curve is from the reference's; judged where it should be the same."""
         found = bound.gap(losses, self._curve.losses, self._bound)
@@ -108,3 +121,14 @@ def _first_batch(parts: int) -> int:
     while 2 * batch <= _MOST_BATCH:
         batch *= 2
     return batch
+
+
+def in_words(parity: Parity) -> str:
+    """Why a curve does not pass, in a line."""
+    if parity.deviation is None:
+        return f"the loss is not finite in step {parity.step}; the reference's is"
+    return (
+        f"does not learn as the reference does: in step {parity.step} the loss is off by "
+        f"{parity.deviation:.3g}, allowed {parity.allowed:.3g} (from {parity.reruns} reruns of "
+        f"{parity.reference} with other rounding)"
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention as attend
@@ -91,6 +93,48 @@ class Raises(Attention):
 
     def give_up(self):
         raise ArithmeticError("cannot go on")
+
+
+def _on_rank_one(then):
+    return then if os.environ.get("RANK") == "1" else lambda: None
+
+
+@register("killed-on-one")
+class KilledOnOne(Attention):
+    """One of several ranks is killed in the middle of learning."""
+
+    def build(self, problem, device):
+        return _After(problem, 12, _on_rank_one(lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+
+@register("hangs-on-one")
+class HangsOnOne(Attention):
+    """One of several ranks never comes back in the middle of learning."""
+
+    def build(self, problem, device):
+        return _After(problem, 12, _on_rank_one(self.wait_for_nothing))
+
+    def wait_for_nothing(self):
+        time.sleep(600)
+
+
+@register("raises-on-one")
+class RaisesOnOne(Attention):
+    """One of several ranks raises in the middle of learning."""
+
+    def build(self, problem, device):
+        return _After(problem, 12, _on_rank_one(self.give_up))
+
+    def give_up(self):
+        raise ArithmeticError("cannot go on")
+
+
+@register("leaves-on-one")
+class LeavesOnOne(Attention):
+    """One of several ranks goes away without a word."""
+
+    def build(self, problem, device):
+        return _After(problem, 12, _on_rank_one(lambda: os._exit(3)))
 
 
 @register("greedy")
