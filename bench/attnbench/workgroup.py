@@ -8,11 +8,10 @@ its status, the others go on.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,24 +23,22 @@ from attnbench.claim import Claim, claim_of
 from attnbench.device import synchronize
 from attnbench.distance import distances, weights_distance
 from attnbench.execution import Execution
-from attnbench.failure import Failed, classify
+from attnbench.failure import Failed
 from attnbench.inputs import AnyInputs, make_inputs
 from attnbench.level import execution_of, inputs_of, yardstick_of
-from attnbench.measure import figures, pinning
+from attnbench.measure import figures
 from attnbench.measure.clock import Clock, clock_for
 from attnbench.measure.copies import ExecutionCopies
-from attnbench.measure.energy import EnergyMeter
 from attnbench.measure.kernels import what_ran
 from attnbench.measure.memory import measure_memory
-from attnbench.measure.sampling import Budget, Taken, sample
+from attnbench.measure.sampling import Taken
 from attnbench.problem import Problem
 from attnbench.record import Samples, TensorAccuracy, worst
-from attnbench.turns import Send, Turns
+from attnbench.rounds import Rounds
+from attnbench.turns import Send
 from attnbench.verify import Yardstick, explain, judge, passed
 from attnbench.watch.surprise import Surprise
 from attnbench.watch.watcher import Watch
-
-_now = time.monotonic  # bound at import: a plugin that patches time changes nothing
 
 
 @dataclass
@@ -72,19 +69,14 @@ class Contender:
         return self.watch
 
 
-class Group(Turns[Contender]):
+class Group(Rounds[Contender]):
     """All contenders of one problem, in one worker process."""
 
     def __init__(self, task: dict[str, Any], send: Send) -> None:
         super().__init__(task, send)
         self.problem = Problem.from_json(task["problem"])
-        self.seed: int = task["seed"]
-        self.budget = Budget(**task["budget"])
-        self._process: int = task["process"]  # the first one verifies and measures memory
         self._yardsticks: dict[Problem, Yardstick] = {}  # for the inputs of one seed
         self._yardstick_seed: int | None = None
-        self._energy_s: float = task["energy_s"]
-        self._energy_meter: EnergyMeter | None = None
 
     def run(self) -> None:
         """Measure every contender; send a ``result`` for each."""
@@ -130,8 +122,7 @@ class Group(Turns[Contender]):
         self._prepare_truth(seed, inputs)
         self._try_all(self._load, seed, inputs)
         clock = clock_for(self.device, self.budget.cache)
-        with pinning.pinned() if self.device.type == "cpu" else contextlib.nullcontext():
-            taken = self._sample_survivors(clock)
+        taken = self._sample_survivors(clock, self._copies)
         surprise = Surprise(self.problem, self.device)
         self._try_all(self._check_again, seed, inputs, taken, clock, surprise)
         taken.clear()  # graphs and copies hold memory
@@ -202,11 +193,7 @@ class Group(Turns[Contender]):
             "memory": memory.model_dump(),
             "kernels": what_ran(running.step, self.device),
         }
-        if self._energy_s:
-            self._step(contender.key, "energy")
-            if self._energy_meter is None:
-                self._energy_meter = EnergyMeter(self.device, self._energy_s)
-            told |= self._energy_meter.measure(running.step)
+        told |= self._energy(contender.key, running.step)
         if contender.implementation.kind == "approximate" and self.problem.level == "op":
             self._step(contender.key, "weights")  # last: it leaves other contents behind
             told["weights_tv"] = weights_distance(
@@ -215,33 +202,14 @@ class Group(Turns[Contender]):
         self._guard.check()
         return told
 
-    def _sample_survivors(self, clock: Clock) -> dict[str, Taken]:
-        """Sample everybody; one that fails while timed drops out and the rest start again."""
-        while self._ready:
-            at_work = next(iter(self._ready))
+    def _call(self, contender: Contender) -> Callable[[], None]:
+        return contender.running.step
 
-            def announce(key: str, phase: str) -> None:
-                nonlocal at_work
-                at_work = key
-                self._step(key, phase)
-                self._ready[key].watched.turn_begins(phase)
+    def _turn_begins(self, contender: Contender, phase: str) -> None:
+        contender.watched.turn_begins(phase)
 
-            def ended(key: str) -> None:
-                self._guard.check()
-                self._ready[key].watched.turn_ended()
-
-            calls = {key: c.running.step for key, c in self._ready.items()}
-            begin = _now()
-            try:
-                seed = self.seed + self._process  # another order in each
-                taken = sample(calls, clock, self.budget, seed, announce, ended, self._copies)
-                self._send("sampled", begin=begin, end=_now())
-                return taken
-            except BaseException as error:
-                failed = classify(error)
-            del calls
-            self._fail(at_work, failed)
-        return {}
+    def _turn_ended(self, contender: Contender) -> None:
+        contender.watched.turn_ended()
 
     def _copies(self, key: str, count: int) -> ExecutionCopies:
         return ExecutionCopies(self._ready[key].running, count)

@@ -162,7 +162,7 @@ def test_throughput_tells_intervals_the_ratio_and_who_is_faster_slower_or_tied(
 def test_the_ratio_is_of_tokens_where_batches_differ(tmp_path: Path) -> None:
     """Catches a ratio of steps: twice the tokens in the same time is twice as fast."""
     largest = GPT.replace(batch=0)
-    big = learned(tokens=1024, batch=16)
+    big = learned(tokens=1024, batch=16, batch_limit="memory")
     table = shown(
         tmp_path, [trained("naive", largest), trained("big", largest, training=big)], "throughput"
     )[0]

@@ -13,7 +13,7 @@ from attnbench.train import anatomy
 from attnbench.train.attentions import around
 from attnbench.train.data import make_task
 from attnbench.train.setup import make_trainer
-from attnbench.train.sizes import MOST, largest_batch
+from attnbench.train.sizes import MOST, Largest, largest_batch
 from attnbench.train.step import Piece, Trainer
 
 CPU = torch.device("cpu")
@@ -82,10 +82,20 @@ def test_the_largest_batch_is_the_last_doubling_that_has_memory() -> None:
         if batch > 40:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
 
-    assert largest_batch(attempt, lambda: released.append(1), 1) == 32
+    assert largest_batch(attempt, lambda: released.append(1), 1) == Largest(32, "memory")
     assert tried == [1, 2, 4, 8, 16, 32, 64]
     assert len(released) == len(tried)
-    assert largest_batch(attempt, lambda: None, 3) == 24
+    assert largest_batch(attempt, lambda: None, 3) == Largest(24, "memory")
+
+
+def test_patience_ends_before_a_step_takes_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("attnbench.train.sizes.time.monotonic", lambda: clock[0])
+
+    def attempt(batch: int) -> None:
+        clock[0] += 0.9 * batch
+
+    assert largest_batch(attempt, lambda: None, 1) == Largest(32, "time")
 
 
 def test_no_batch_that_fits_is_out_of_memory_and_another_error_is_itself() -> None:
@@ -99,4 +109,4 @@ def test_no_batch_that_fits_is_out_of_memory_and_another_error_is_itself() -> No
         largest_batch(no_memory, lambda: None, 2)
     with pytest.raises(ArithmeticError, match="not memory"):
         largest_batch(wrong, lambda: None, 1)
-    assert largest_batch(lambda batch: None, lambda: None, 1) == MOST
+    assert largest_batch(lambda batch: None, lambda: None, 1) == Largest(MOST, "most")

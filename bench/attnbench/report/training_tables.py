@@ -29,7 +29,7 @@ from attnbench.report.training_text import (
     rate_text,
     reached,
 )
-from attnbench.train.figures import Training
+from attnbench.train.figures import BatchLimit, Training
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,13 @@ def _throughput_columns(scope: Scope, panel: Panel) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+_LIMITS: Mapping[BatchLimit, str] = {
+    "memory": "largest that fits",
+    "time": "largest that could be tried",
+    "most": "largest that is tried",
+}
+
+
 def _has_own(panel: Panel) -> bool:
     """Whether a method counts FLOPs of its own, because it is approximate."""
     return any(point.is_approximate for point in panel.points)
@@ -114,8 +121,9 @@ def _has_energy(panel: Panel) -> bool:
 
 
 def _throughput(scope: Scope, panel: Panel, point: Point, training: Training) -> tuple[str, ...]:
-    is_found = point.fields.get("batch") == 0
-    batch = f"{training.batch}, largest that fits" if is_found else str(training.batch)
+    batch = str(training.batch)
+    if training.batch_limit is not None:
+        batch += f", {_LIMITS[training.batch_limit]}"
     own = (mfu_cell(point, "own"),) if _has_own(panel) else ()
     joules = (joules_text(point) or NONE,) if _has_energy(panel) else ()
     return (

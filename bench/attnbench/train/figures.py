@@ -6,9 +6,14 @@ load (``train.derived``).
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import model_validator
 
 from attnbench.record_part import Part
+
+BatchLimit = Literal["memory", "time", "most"]
+"""Twice as many sequences have no memory, take too long to try, or are more than ever tried."""
 
 
 class Evaluation(Part):
@@ -110,6 +115,7 @@ class Training(Part):
     """
 
     batch: int  # sequences a step that were timed; found, where the workload says 0
+    batch_limit: BatchLimit | None = None  # why a found batch is no larger
     tokens: int  # a step
     learned_steps: int
     stopped: str | None = None  # why learning ended early

@@ -12,7 +12,6 @@ import contextlib
 import gc
 import itertools
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,15 +21,14 @@ import torch
 from attnbench import registry
 from attnbench.attention import Attention
 from attnbench.failure import Failed, classify
-from attnbench.measure import figures, pinning
-from attnbench.measure.energy import EnergyMeter
+from attnbench.measure import figures
 from attnbench.measure.kernels import what_ran
-from attnbench.measure.sampling import Budget, Taken, sample
 from attnbench.record import TensorAccuracy
+from attnbench.rounds import Rounds
 from attnbench.train import anatomy, attentions, flops
 from attnbench.train.clock import StepClock
 from attnbench.train.data import make_task
-from attnbench.train.figures import Breakdown, ModelFlops, Parity
+from attnbench.train.figures import BatchLimit, Breakdown, ModelFlops, Parity
 from attnbench.train.learning import Curve, learn
 from attnbench.train.proof import verify_attention
 from attnbench.train.setup import make_teacher, make_trainer
@@ -38,7 +36,7 @@ from attnbench.train.sizes import largest_batch
 from attnbench.train.step import Piece, Trainer, check_precision, products_of
 from attnbench.train.truth import Truth
 from attnbench.train.workload import Workload
-from attnbench.turns import Send, Turns
+from attnbench.turns import Send
 
 _VARIANTS = 8  # of one compiled model: torch's own limit
 _RING = 4  # batches on the device, of which each timed step takes the next
@@ -53,6 +51,7 @@ class Learner:
     attention: Attention
     trainer: Trainer
     workload: Workload  # with the batch that is timed
+    batch_limit: BatchLimit | None  # why that is no larger, where it was found
     accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
     curve: Curve = field(default_factory=lambda: Curve([]))
     parity: Parity | None = None
@@ -62,17 +61,12 @@ class Learner:
     sampled_s: float = 0.0
 
 
-class TrainGroup(Turns[Learner]):
+class TrainGroup(Rounds[Learner]):
     """All contenders of one workload, in one worker process."""
 
     def __init__(self, task: dict[str, Any], send: Send) -> None:
         super().__init__(task, send)
         self.workload = Workload.from_json(task["problem"])
-        self.seed: int = task["seed"]
-        self.budget = Budget(**task["budget"])
-        self._process: int = task["process"]  # the first one learns, and takes steps apart
-        self._energy_s: float = task["energy_s"]
-        self._energy_meter: EnergyMeter | None = None
         self._truth: Truth | None = None
         self._teacher: torch.nn.Module | None = None
 
@@ -114,8 +108,9 @@ class TrainGroup(Turns[Learner]):
         self._choices[key] = {}
         self._step(key, "build")
         problems = attentions.noted(attention)
-        workload = self._sized(key, told)
-        learner = Learner(key, told, attention, self._trainer(workload, attention), workload)
+        workload, limit = self._sized(key, told)
+        trainer = self._trainer(workload, attention)
+        learner = Learner(key, told, attention, trainer, workload, limit)
         task = make_task(workload, self.seed)
         piece = learner.trainer.put(task.batch(0))[0]
         for training in (True, False):  # by now at the latest it builds what it needs
@@ -130,10 +125,10 @@ class TrainGroup(Turns[Learner]):
         learner.tokens = task.batch(0).tokens
         self._ready[key] = learner
 
-    def _sized(self, key: str, told: dict[str, Any]) -> Workload:
-        """The workload with the batch that this contender is timed with."""
+    def _sized(self, key: str, told: dict[str, Any]) -> tuple[Workload, BatchLimit | None]:
+        """The workload with the batch that this contender is timed with, and its limit."""
         if self.workload.batch:
-            return self.workload
+            return self.workload, None
 
         def try_batch(batch: int) -> None:
             self._step(key, f"try batch {batch}")
@@ -143,8 +138,8 @@ class TrainGroup(Turns[Learner]):
             for _ in range(2):  # the second has the optimizer's state already
                 trainer.step(pieces)
 
-        batch = largest_batch(try_batch, self._release, self.workload.accumulation)
-        return self.workload.replace(batch=batch)
+        found = largest_batch(try_batch, self._release, self.workload.accumulation)
+        return self.workload.replace(batch=found.batch), found.limit
 
     def _learn(self, learner: Learner) -> None:
         """Train as the reference did, and hold the curve against its."""
@@ -160,8 +155,7 @@ class TrainGroup(Turns[Learner]):
     def _time(self) -> None:
         """Interleaved rounds of whole steps, then what needs passes of its own."""
         clock = StepClock(self.device)
-        with pinning.pinned() if self.device.type == "cpu" else contextlib.nullcontext():
-            taken = self._sample_survivors(clock)
+        taken = self._sample_survivors(clock)
         for key, own in taken.items():
             learner = self._ready[key]
             learner.samples = figures.headline(own, clock, self.budget)
@@ -169,31 +163,11 @@ class TrainGroup(Turns[Learner]):
         taken.clear()
         self._try_all(self._inspect)
 
-    def _sample_survivors(self, clock: StepClock) -> dict[str, Taken]:
-        """Sample everybody; one that fails while timed drops out and the rest start again."""
-        while self._ready:
-            at_work = next(iter(self._ready))
+    def _call(self, contender: Learner) -> Callable[[], None]:
+        return _next_step(contender)
 
-            def announce(key: str, phase: str) -> None:
-                nonlocal at_work
-                at_work = key
-                self._step(key, phase)
-                self._ready[key].trainer.model.train()
-
-            calls = {key: _next_step(learner) for key, learner in self._ready.items()}
-            begin = time.monotonic()
-            try:
-                seed = self.seed + self._process  # another order in each
-                taken = sample(
-                    calls, clock, self.budget, seed, announce, lambda key: self._guard.check()
-                )
-                self._send("sampled", begin=begin, end=time.monotonic())
-                return taken
-            except BaseException as error:
-                failed = classify(error)
-            del calls
-            self._fail(at_work, failed)
-        return {}
+    def _turn_begins(self, contender: Learner, phase: str) -> None:
+        contender.trainer.model.train()
 
     def _inspect(self, key: str) -> None:
         learner = self._ready[key]
@@ -222,15 +196,12 @@ class TrainGroup(Turns[Learner]):
             "memory": memory.model_dump(),
             "kernels": what_ran(_next_step(learner), self.device),
         }
-        if self._energy_s:
-            self._step(key, "energy")
-            if self._energy_meter is None:
-                self._energy_meter = EnergyMeter(self.device, self._energy_s)
-            told |= self._energy_meter.measure(_next_step(learner))
+        told |= self._energy(key, _next_step(learner))
         self._step(key, "breakdown")
         breakdown, counts = self._looked_into(learner, pieces)
         told["training"] = {
             "batch": learner.workload.batch,
+            "batch_limit": learner.batch_limit,
             "tokens": learner.tokens,
             "learned_steps": len(learner.curve.losses),
             "stopped": learner.curve.stopped,

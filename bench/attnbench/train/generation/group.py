@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,13 +24,13 @@ import torch
 from attnbench import registry
 from attnbench.attention import Attention
 from attnbench.failure import Failed, classify
-from attnbench.measure import figures, pinning
-from attnbench.measure.energy import EnergyMeter
+from attnbench.measure import figures
 from attnbench.measure.kernels import what_ran
 from attnbench.measure.meters import trace
-from attnbench.measure.sampling import Budget, Taken, sample
+from attnbench.measure.sampling import Taken
 from attnbench.problem import Problem
 from attnbench.record import Memory, TensorAccuracy
+from attnbench.rounds import Rounds
 from attnbench.train.generation import clock, counts
 from attnbench.train.generation.clock import Stream, StreamClock, StreamTimer
 from attnbench.train.generation.figures import Agreement, ServingMemory
@@ -41,7 +40,7 @@ from attnbench.train.models.bridge import Builds
 from attnbench.train.models.generate import Generator, Weights, build_body, sharing
 from attnbench.train.proof import verify_attention
 from attnbench.train.step import check_precision, products_of
-from attnbench.turns import Send, Turns
+from attnbench.turns import Send
 
 VOCAB = 256  # of the tiny models, which have none of their own: bytes
 _WEIGHTS: dict[str, Weights] = {
@@ -67,17 +66,12 @@ class Speaker:
     sampled_s: float = 0.0
 
 
-class GenerateGroup(Turns[Speaker]):
+class GenerateGroup(Rounds[Speaker]):
     """All contenders of one generation, in one worker process."""
 
     def __init__(self, task: dict[str, Any], send: Send) -> None:
         super().__init__(task, send)
         self.generation = Generation.from_json(task["problem"])
-        self.seed: int = task["seed"]
-        self.budget = Budget(**task["budget"])
-        self._process: int = task["process"]  # the first one verifies, and looks at memory
-        self._energy_s: float = task["energy_s"]
-        self._energy_meter: EnergyMeter | None = None
         self._body: Any = None  # nobody attends in it
         self._truth: Truth | None = None
 
@@ -164,36 +158,13 @@ class GenerateGroup(Turns[Speaker]):
         for speaker in self._ready.values():
             speaker.generator.prompt_BT.copy_(ids_BS[:, : self.generation.prompt])
         own_clock = StreamClock(self.device)
-        with pinning.pinned() if self.device.type == "cpu" else contextlib.nullcontext():
-            taken = self._sample_survivors(own_clock)
+        taken = self._sample_survivors(own_clock)
         self._try_all(self._check_again, taken, own_clock)
         taken.clear()
         self._try_all(self._inspect)
 
-    def _sample_survivors(self, own_clock: StreamClock) -> dict[str, Taken]:
-        """Sample everybody; one that fails while timed drops out and the rest start again."""
-        while self._ready:
-            at_work = next(iter(self._ready))
-
-            def announce(key: str, phase: str) -> None:
-                nonlocal at_work
-                at_work = key
-                self._step(key, phase)
-
-            calls = {key: speaker.stream for key, speaker in self._ready.items()}
-            begin = time.monotonic()
-            try:
-                seed = self.seed + self._process  # another order in each
-                taken = sample(
-                    calls, own_clock, self.budget, seed, announce, lambda key: self._guard.check()
-                )
-                self._send("sampled", begin=begin, end=time.monotonic())
-                return taken
-            except BaseException as error:
-                failed = classify(error)
-            del calls
-            self._fail(at_work, failed)
-        return {}
+    def _call(self, contender: Speaker) -> Stream:
+        return contender.stream
 
     def _check_again(self, key: str, taken: dict[str, Taken], own_clock: StreamClock) -> None:
         """The figures, if what was said while the clock ran is right."""
@@ -258,11 +229,7 @@ class GenerateGroup(Turns[Speaker]):
             "memory": Memory(peak_bytes=memory.working_bytes, method=memory.method).model_dump(),
             "kernels": what_ran(stream, self.device),
         }
-        if self._energy_s:
-            self._step(key, "energy")
-            if self._energy_meter is None:
-                self._energy_meter = EnergyMeter(self.device, self._energy_s)
-            told |= self._energy_meter.measure(stream)
+        told |= self._energy(key, stream)
         assert speaker.agreement is not None
         told["generation"] = {
             "agreement": speaker.agreement.model_dump(),
