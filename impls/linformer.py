@@ -99,7 +99,8 @@ class Mixed(nn.Module):
 
         def matrix() -> nn.Parameter:
             start_rN = _begin(begin, rank, problem.seqlen_k)
-            return nn.Parameter(start_rN.to(device, problem.torch_dtype))
+            # Column by column in memory: the backward's product reads it the other way round.
+            return nn.Parameter(start_rN.mT.to(device, problem.torch_dtype).contiguous().mT)
 
         self.mix_k_rN = matrix()
         self.mix_v_rN = self.mix_k_rN if shared else matrix()
@@ -108,11 +109,33 @@ class Mixed(nn.Module):
         self, q_BMHD: torch.Tensor, k_BNGD: torch.Tensor, v_BNGE: torch.Tensor
     ) -> torch.Tensor:
         """``(B, M, H, E)``."""
-        out_BHME = F.scaled_dot_product_attention(
-            q_BMHD.transpose(1, 2), _mixed(self.mix_k_rN, k_BNGD), _mixed(self.mix_v_rN, v_BNGE),
-            scale=self.scale, enable_gqa=self.is_grouped,
-        )  # fmt: skip
+        q_BHMD = q_BMHD.transpose(1, 2)
+        k_BGrD, v_BGrE = _mixed(self.mix_k_rN, k_BNGD), _mixed(self.mix_v_rN, v_BNGE)
+        if _keeps_weights(q_BMHD):
+            out_BHME = _attend(q_BHMD, k_BGrD, v_BGrE, self.scale)
+        else:
+            out_BHME = F.scaled_dot_product_attention(
+                q_BHMD, k_BGrD, v_BGrE, scale=self.scale, enable_gqa=self.is_grouped
+            )
         return out_BHME.transpose(1, 2)
+
+
+def _keeps_weights(q_BMHD: torch.Tensor) -> bool:
+    """Whether a backward on a CPU follows, in a precision in which the weights may be kept.
+
+    There are M·r of them, and not M·N: a CPU reads them faster than it makes them again.
+    """
+    exact_enough = q_BMHD.dtype in (torch.float32, torch.float64)
+    return torch.is_grad_enabled() and q_BMHD.device.type == "cpu" and exact_enough
+
+
+def _attend(
+    q_BHMD: torch.Tensor, k_BGrD: torch.Tensor, v_BGrE: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """``(B, H, M, E)``; R = H / G query heads share a key head."""
+    q_BGRMD = torch.unflatten(q_BHMD, 1, (k_BGrD.shape[1], -1))
+    weights_BGRMr = (q_BGRMD @ (k_BGrD * scale)[:, :, None].mT).softmax(dim=-1)
+    return (weights_BGRMr @ v_BGrE[:, :, None]).flatten(1, 2)
 
 
 def _mixed(mix_rN: torch.Tensor, x_BNGD: torch.Tensor) -> torch.Tensor:

@@ -76,18 +76,29 @@ def test_projections_are_parameters_that_learn_and_begin_by_torchs_seed() -> Non
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "after", "dtype"),
     [
-        ("_mixed(self.mix_v_rN, v_BNGE)", "_mixed(self.mix_k_rN, v_BNGE)"),
-        ("scale=self.scale", "scale=None"),
-        ("mix_rN @ x_BNGD", "mix_rN.flip(1) @ x_BNGD"),
+        ("_mixed(self.mix_v_rN, v_BNGE)", "_mixed(self.mix_k_rN, v_BNGE)", "float64"),
+        ("scale=self.scale", "scale=None", "bfloat16"),  # which goes through SDPA
+        ("k_BGrD * scale", "k_BGrD", "float64"),
+        ("mix_rN @ x_BNGD", "mix_rN.flip(1) @ x_BNGD", "float64"),
     ],
 )
-def test_a_broken_one_is_found(before: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_one_is_found(
+    before: str, after: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = mutant(module_of("linformer"), before, after)
     monkeypatch.setattr(module_of("linformer"), "Mixed", broken.Mixed)
     with pytest.raises(AssertionError):
-        assert_as_defined("linformer", SMALL, definition, rank=9)
+        assert_as_defined("linformer", SMALL.replace(dtype=dtype), definition, rank=9)
+
+
+def test_without_a_backward_the_output_is_the_same() -> None:
+    """Then SDPA attends, in every precision."""
+    p = SMALL.replace(dtype="float64")
+    outs = [solve("linformer", p.replace(direction=d), rank=9)[0].results()["out"]
+            for d in ("forward", "both")]  # fmt: skip
+    torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
 
 
 def test_flops_are_those_of_the_products_that_run_and_the_logits_again() -> None:
