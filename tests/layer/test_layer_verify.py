@@ -38,6 +38,12 @@ def test_a_right_layer_passes(shape: dict[str, Any], position: str) -> None:
     assert wrong(judged(LayerExecution(Plain(), problem, CPU))) == set()
 
 
+def test_a_right_layer_passes_with_more_queries_than_keys() -> None:
+    problem = of(seqlen_q=9, seqlen_k=4)
+    assert problem.lengths == (9,) * problem.batch
+    assert wrong(judged(LayerExecution(Plain(), problem, CPU))) == set()
+
+
 # ---- broken on purpose -------------------------------------------------------------------
 
 
