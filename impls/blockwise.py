@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from attnbench import Attention, ForwardBackward, Problem, alibi_slopes, register
+from attnbench import Attention, ForwardBackward, Problem, Unsupported, alibi_slopes, register
 
 Saved = tuple[torch.Tensor, ...]
 Gradients = tuple[torch.Tensor, ...]
@@ -32,6 +32,11 @@ class Blockwise(Attention):
     options = {"block": 128}
     version = torch.__version__
     source = "Dao 2023, FlashAttention-2, arXiv 2307.08691, algorithms 1 and 2"
+
+    def supports(self, problem: Problem, device: torch.device) -> None:
+        super().supports(problem, device)
+        if int(self.options["block"]) < 1:
+            raise Unsupported(f"option block must be positive, not {self.options['block']}")
 
     def build(self, problem: Problem, device: torch.device) -> ForwardBackward:
         blocks = Blocks(problem, device, int(self.options["block"]))

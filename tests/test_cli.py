@@ -126,6 +126,12 @@ def test_what_can_run_is_listed_with_what_cannot_and_why(project: Path) -> None:
             "            raise Unsupported('has no backward')"
         ),
         "nowhere": "devices = ('cuda',)",
+        "full-only": "masks = ('full',)",
+        "decode-only": (
+            "def supports(self, problem, device):\n"
+            "        if not problem.decode:\n"
+            "            raise Unsupported('does a decode step')"
+        ),
     }.items():
         (project / f"impls/{name.replace('-', '_')}.py").write_text(
             "from attnbench import Attention, Unsupported, register\n"
@@ -145,6 +151,9 @@ def test_what_can_run_is_listed_with_what_cannot_and_why(project: Path) -> None:
     assert " forward fp32 bf16 fp16 " in here["no-backward"]
     assert " no " in here["nowhere"]
     assert "does not do device cpu" in here["nowhere"]
+    assert " full mask: fp32 bf16 fp16 " in here["full-only"]
+    assert " decode: forward fp32 bf16 fp16 " in here["decode-only"]
+    assert " layer: fp32 bf16 fp16 " in here["mha"]
 
 
 def test_a_projects_suites_are_listed_beside_ours(project: Path) -> None:

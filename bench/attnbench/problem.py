@@ -216,7 +216,7 @@ class Problem:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each batch entry that are no padding: first all, then evenly fewer."""
+        """Queries of each batch entry that are no padding: first all, then evenly fewer."""
         return inside.lengths(self)
 
     @property

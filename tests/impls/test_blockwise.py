@@ -4,7 +4,7 @@ import pytest
 import torch
 from shelf import CPU, Operations, assert_right, implementation, module_of, solve
 
-from attnbench import ForwardBackward, Problem
+from attnbench import ForwardBackward, Problem, Unsupported
 
 EVERYTHING = Problem.of(
     batch=2, heads=4, heads_kv=2, seqlen_q=33, seqlen_k=50, head_dim=16, head_dim_v=24,
@@ -15,6 +15,12 @@ EVERYTHING = Problem.of(
 @pytest.mark.parametrize("block", [1, 7, 16, 50, 1024])
 def test_the_answer_does_not_depend_on_the_block(block: int) -> None:
     assert_right("blockwise", EVERYTHING, block=block)
+
+
+@pytest.mark.parametrize("block", [0, -3])
+def test_a_block_of_nothing_is_refused(block: int) -> None:
+    with pytest.raises(Unsupported, match=f"block must be positive, not {block}"):
+        implementation("blockwise", block=block).supports(EVERYTHING, CPU)
 
 
 def test_the_backward_is_its_own() -> None:

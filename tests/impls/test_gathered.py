@@ -52,6 +52,11 @@ def test_the_battery_finds_nothing_wrong_and_only_dropout_bias_and_fp8_are_left_
     }  # fmt: skip
 
 
+def test_a_reach_beyond_32_bits_is_all_there_is() -> None:
+    far = f"dilated:window={2**31 - 1},dilation=4"
+    assert_right("gathered", Problem.of(heads=1, seqlen=33, head_dim=8, mask=far))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 16])
 def test_the_battery_finds_nothing_wrong_in_small_tiles(block: int) -> None:

@@ -16,6 +16,8 @@ from attnbench.layer.execution import Layer, LayerExecution
 from attnbench.layer.inputs import make_layer_inputs
 from attnbench.layer.multi_head import MultiHeadAttention
 from attnbench.plugin import Attention, Unsupported
+from attnbench.problem import Problem
+from attnbench.watch.watcher import Watch
 
 POSITIONS = ["none", "sinusoidal", "learned", "relative", "rope", "alibi"]
 SHAPES: list[dict[str, Any]] = [
@@ -35,6 +37,12 @@ def shaped(**changes: Any) -> Any:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_right_layer_passes(shape: dict[str, Any], position: str) -> None:
     problem = shaped(**shape, position=position)
+    assert wrong(judged(LayerExecution(Plain(), problem, CPU))) == set()
+
+
+def test_a_right_layer_passes_with_more_queries_than_keys() -> None:
+    problem = of(seqlen_q=9, seqlen_k=4)
+    assert problem.lengths == (9,) * problem.batch
     assert wrong(judged(LayerExecution(Plain(), problem, CPU))) == set()
 
 
@@ -169,6 +177,45 @@ def test_new_signs_give_new_contents_whose_truth_is_known(position: str) -> None
     execution.step()
     after = signs.apply(execution.results())
     assert all(torch.equal(after[name], x) for name, x in before.items())
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_gradients_that_new_signs_leave_as_they_were_are_not_held_against_a_layer(
+    position: str,
+) -> None:
+    """A relative bias's dtable and the dx beside sines have one sign, which half of all share."""
+
+    class LastBits(Plain):
+        """Not the same to the bit in each call, so that every inspection looks closely."""
+
+        def build(self, problem: Problem, device: torch.device) -> Core:
+            attend = super().build(problem, device)
+            return lambda *given: (out := attend(*given)) + 1e-7 * torch.randn(out.shape)
+
+    problem = of(position=position)
+    execution = LayerExecution(LastBits(), problem, CPU)
+    watch = Watch(execution, CPU)
+    execution.load(make_layer_inputs(problem, 0))
+    watch.loaded()
+    execution.step()
+    for _ in range(8):
+        watch.inspect()
+
+
+def test_an_old_result_is_still_noticed() -> None:
+    problem = of(position="relative")
+    execution = LayerExecution(Plain(), problem, CPU)
+    watch = Watch(execution, CPU)
+    inputs = make_layer_inputs(problem, 0)
+    execution.load(inputs)
+    watch.loaded()
+    execution.step()
+    watch.inspect()
+    old = {name: x.clone() for name, x in execution.results().items()}
+    watch.turn_begins("measure")  # with new contents
+    execution.results = lambda: old  # type: ignore[method-assign]
+    watch.results()
+    assert "is that of other inputs" in str(watch.old_output())
 
 
 def test_a_changed_weight_is_noticed() -> None:

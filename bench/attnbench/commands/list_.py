@@ -17,6 +17,12 @@ from attnbench.session import Session
 from attnbench.suite import list_suites, load_suite
 
 _PROBLEM = Problem.of(heads=2, seqlen=64, head_dim=64, mask="causal")
+_PROBLEMS = {  # the first of which something can be done is told
+    "": _PROBLEM,
+    "full mask": Problem.of(heads=2, seqlen=64, head_dim=64),
+    "decode": _PROBLEM.replace(seqlen_q=1, decode=True),
+    "layer": _PROBLEM.replace(level="layer"),
+}
 _DTYPES = ("fp32", "bf16", "fp16")
 
 
@@ -28,7 +34,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _impls(console: Console, arguments: argparse.Namespace) -> None:
-    """Every implementation, probed in each dtype, with a backward and without."""
+    """Every implementation, probed in each dtype, with a backward and without.
+
+    Who can do nothing under a causal mask is asked about a full one, a decode step and a layer.
+    """
     with open_for(arguments, lock=False) as session:
         abilities = _probe(session)
         table = Table(box=None, pad_edge=False)
@@ -46,37 +55,52 @@ def _impls(console: Console, arguments: argparse.Namespace) -> None:
         console.print(table)
         able = sum(bool(a.both or a.forward) for a in abilities.values())
         console.print(
-            f"{able} of {len(session.entries)} run on {session.device}; probed with mask causal, "
-            f"head_dim {_PROBLEM.head_dim}"
+            f"{able} of {len(session.entries)} run on {session.device}; probed with head_dim "
+            f"{_PROBLEM.head_dim} and mask causal, or else: {', '.join(filter(None, _PROBLEMS))}"
         )
 
 
 @dataclass
 class _Ability:
-    """What an implementation can do here: dtypes with a backward, dtypes without; reasons."""
+    """What an implementation can do here: dtypes with a backward, dtypes without; reasons.
 
+    ``where`` is the key of the problem in ``_PROBLEMS``; reasons are those of the first.
+    """
+
+    where: str = ""
     both: list[str] = field(default_factory=list)
     forward: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)  # by direction, the first one
 
     def in_words(self) -> tuple[str, str]:
         """Where it runs, and why not everywhere; the reason is empty if a backward runs."""
-        forward = " ".join(self.forward)
+        forward, where = " ".join(self.forward), f"{self.where}: " if self.where else ""
         if self.both:
-            return " ".join(self.both) + (f"; forward {forward}" if forward else ""), ""
+            both = " ".join(self.both) + (f"; forward {forward}" if forward else "")
+            return f"{where}{both}", ""
         if forward:
-            return f"forward {forward}", self.reasons["both"]
+            return f"{where}forward {forward}", self.reasons["both"]
         return "no", self.reasons["forward"]
 
 
 def _probe(session: Session) -> dict[str, _Ability]:
     """By name, what every implementation that could be imported can do on the device."""
     able = {entry.name: _Ability() for entry in session.entries if entry.reason is None}
+    for where, problem in _PROBLEMS.items():
+        unable = {name: a for name, a in able.items() if not (a.both or a.forward)}
+        _probe_problem(session, problem, unable)
+        for ability in unable.values():
+            ability.where = where
+    return able
+
+
+def _probe_problem(session: Session, problem: Problem, able: dict[str, _Ability]) -> None:
+    """Add what some implementations, by name, can do of one problem."""
     for dtype in _DTYPES:
         asked = [entry for entry in session.entries if entry.name in able]
-        for direction in ("both", "forward"):
-            problem = _PROBLEM.replace(dtype=DTYPE_ALIASES[dtype], direction=direction)
-            reasons = pool.probe(session.pool, asked, problem.to_json())
+        for direction in ("forward",) if problem.decode else ("both", "forward"):
+            told = problem.replace(dtype=DTYPE_ALIASES[dtype], direction=direction)
+            reasons = pool.probe(session.pool, asked, told.to_json())
             for entry in asked:
                 ability = able[entry.name]
                 if entry.name in reasons:
@@ -84,7 +108,6 @@ def _probe(session: Session) -> dict[str, _Ability]:
                 else:
                     getattr(ability, direction).append(dtype)
             asked = [entry for entry in asked if entry.name in reasons]
-    return able
 
 
 def _suites(console: Console, arguments: argparse.Namespace) -> None:

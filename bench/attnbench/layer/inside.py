@@ -15,11 +15,14 @@ _MOST_PADDING = 0.5  # lengths fall off evenly: with more, the last would be sho
 
 
 def lengths(problem: Problem) -> tuple[int, ...]:
-    """Tokens of each batch entry that are no padding: all of the first, then evenly fewer."""
+    """Queries of each batch entry that are no padding: all of the first, then evenly fewer.
+
+    With padding there are as many keys; without, all queries count, however many keys there are.
+    """
     p = problem
     steps = max(p.batch - 1, 1)
     return tuple(
-        max(1, round(p.seqlen_k * (1 - 2 * p.padding * entry / steps))) for entry in range(p.batch)
+        max(1, round(p.seqlen_q * (1 - 2 * p.padding * entry / steps))) for entry in range(p.batch)
     )
 
 

@@ -31,7 +31,8 @@ Table = Callable[[npt.NDArray[Any]], Any]
 Predicate = Callable[[Any, Any], Any]
 """(query position, key position) → allowed; elementwise on ints, numpy arrays or tensors."""
 
-_LARGEST = 2**31 - 1  # of a whole number; positions are int32 in many kernels
+LARGEST = 2**31 - 1
+"""Of a whole number; positions are int32 in many kernels."""
 _CHUNK_ELEMENTS = 1 << 24  # dense work is done in pieces of at most this many pairs
 
 
@@ -203,7 +204,7 @@ class Mask(ABC):
             if not isinstance(value, (list, tuple)):
                 raise UserError(f"mask {self.kind}: {name} must be a list, got {value!r}")
             return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-        if type(value) is int and abs(value) > _LARGEST:
+        if type(value) is int and abs(value) > LARGEST:
             raise UserError(f"mask {self.kind}: {name} is too large: {value}")
         if isinstance(default, float) and type(value) is int:
             return float(value)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from attnbench.errors import UserError
-from attnbench.masks.base import Coverage, Mask, Predicate, Table, positions
+from attnbench.masks.base import LARGEST, Coverage, Mask, Predicate, Table, positions
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Dilated(Mask):
         self._at_least(1, "window", "dilation")
 
     def predicate(self, seqlen_q: int, seqlen_k: int, table: Table = np.asarray) -> Predicate:
-        reach, step = self.window * self.dilation, self.dilation
+        reach, step = min(self.window * self.dilation, LARGEST), self.dilation
         if self.causal:
             return lambda q, k: (q >= k) & (q - k < reach) & ((q - k) % step == 0)
         return lambda q, k: (q - k < reach) & (k - q < reach) & ((q - k) % step == 0)

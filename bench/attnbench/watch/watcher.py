@@ -201,8 +201,14 @@ class Watch:
         )
 
     def old_output(self) -> str | None:
-        """Which result is that of other contents, in words; None if none is."""
+        """Which result is that of other contents, in words; None if none is.
+
+        One that has a single sign for all of it is as it was for half of all contents.
+        """
+        signs = {} if self._signs is None else self._signs.by_name
         for name, x in self._raw.items():
+            if name in signs and bool((signs[name] == signs[name].flatten()[0]).all()):
+                continue
             if self._seen.get(_marks(name, x), self._contents) != self._contents:
                 return f"returned the output of an earlier call ({name} is that of other inputs)"
         return None
