@@ -94,6 +94,18 @@ def test_two_processes_learn_as_one_does_in_every_way(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_processes_compile_where_they_are_told_to(parallel: str) -> None:
+    """Around the model, whatever is around that: the losses alone do not tell."""
+    of = shared(parallel, compile=True, accumulation=2, steps=4)
+    one, other = learn_shared(of)
+    assert one["graphs"] >= 1
+    assert parity(of, one["losses"]).ok
+    assert one["sums"] == other["sums"]
+    assert learn_shared(of.replace(compile=False))[0]["graphs"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_what_a_method_learns_is_shared_too(parallel: str) -> None:
     from tiny import attention
 
@@ -250,9 +262,10 @@ def left_behind(own: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_a_group_gives_each_contender_its_own_ranks(parallel: str, own: Path) -> None:
-    told = run_group(shared(parallel), "fair", "leaks", "window", "raises")
+    told = run_group(shared(parallel), "fair", "leaks", "window", "raises", "tires")
     assert {who: t["status"] for who, t in told.items()} == {
         "fair": "ok", "leaks": "incorrect", "window": "ok", "raises": "error",
+        "tires": "incorrect",
     }  # fmt: skip
     training = Training.model_validate(told["fair"]["training"])
     assert (training.batch, training.tokens) == (8, 128), "of both ranks"
