@@ -96,12 +96,13 @@ def test_two_processes_learn_as_one_does_in_every_way(
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_two_processes_compile_where_they_are_told_to(parallel: str) -> None:
     """Around the model, whatever is around that: the losses alone do not tell."""
-    of = shared(parallel, compile=True, accumulation=2, steps=4)
-    one, other = learn_shared(of)
+    of = shared(parallel, accumulation=2, steps=3)
+    plain, _ = learn_shared(of)
+    one, other = learn_shared(of.replace(compile=True))
+    assert plain["graphs"] == 0
     assert one["graphs"] >= 1
-    assert parity(of, one["losses"]).ok
+    assert one["losses"] == pytest.approx(plain["losses"], abs=1e-5)
     assert one["sums"] == other["sums"]
-    assert learn_shared(of.replace(compile=False))[0]["graphs"] == 0
 
 
 @pytest.mark.slow
