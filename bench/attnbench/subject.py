@@ -64,7 +64,7 @@ def subject_of(record: Record) -> Subject:
 
 def _check_names(workload: Workload) -> None:
     """Refuse a model or task that there is not, and a model that cannot learn the task."""
-    from attnbench.train.data import objectives_of
+    from attnbench.train.data import check_fits, objectives_of
     from attnbench.train.models.presets import objective_of, sized
 
     sized(workload)
@@ -72,3 +72,4 @@ def _check_names(workload: Workload) -> None:
     if objective not in objectives_of(workload.task):
         allowed = " or ".join(objectives_of(workload.task))
         raise UserError(f"task {workload.task!r} is for objective {allowed}, got {objective!r}")
+    check_fits(workload)

@@ -158,6 +158,12 @@ def load_suite(
         if not getattr(file, key):
             raise UserError(f"{path}: {key} is empty; it needs at least one")
     problems = _expand(file, path)
+    measure = validate_table(Measure, file.measure, path, "measure")
+    if file.kind != "attention" and measure.cache == "cold":
+        raise UserError(
+            f'{path}: [measure]: cache = "cold": in kind = "{file.kind}" each call finds the '
+            "caches as the one before left them; leave it out"
+        )
     return Suite(
         name=path.stem,
         path=path,
@@ -166,7 +172,7 @@ def load_suite(
         impls=tuple(file.impls),
         kinds=tuple(file.kinds),
         problems=problems,
-        measure=validate_table(Measure, file.measure, path, "measure"),
+        measure=measure,
         verify=validate_table(Verify, file.verify, path, "verify"),
         options=dict(file._options),
         kind=file.kind,

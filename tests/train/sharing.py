@@ -44,6 +44,7 @@ def learn_shared(of: Workload, name: str = "naive", broken: str = "") -> list[di
 
 def _rank(rank: int, folder: str, fields: dict[str, Any], name: str, broken: str) -> None:
     import torch
+    import torch._dynamo.utils
     import torch.distributed as dist
     from tiny import attention
 
@@ -75,6 +76,7 @@ def _rank(rank: int, folder: str, fields: dict[str, Any], name: str, broken: str
             "evaluations": [e.model_dump() for e in curve.evaluations],
             "sums": [float(p.detach().double().sum()) for p in whole],
             "skipped": getattr(trainer, "skipped", 0),
+            "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
             "held": sum(anatomy._bytes(p) for p in model.parameters()),
         }
     except Exception as error:

@@ -12,7 +12,8 @@ from tiny import attention, workload
 from attnbench.train import anatomy
 from attnbench.train.attentions import around
 from attnbench.train.data import make_task
-from attnbench.train.setup import make_trainer
+from attnbench.train.figures import MemoryParts
+from attnbench.train.setup import make_teacher, make_trainer
 from attnbench.train.sizes import MOST, Largest, largest_batch
 from attnbench.train.step import Piece, Trainer
 
@@ -44,6 +45,21 @@ def test_memory_by_part_is_what_the_tensors_take() -> None:
     standing = parts.parameters_bytes + parts.optimizer_bytes
     assert parts.peak_bytes >= standing + parts.gradients_bytes
     assert parts.peak_bytes == standing + (memory.peak_bytes or 0)
+
+
+def test_a_teachers_weights_are_in_the_peak_and_nowhere_else() -> None:
+    def parts(share: float) -> MemoryParts:
+        of = workload(distillation=share)
+        teacher = make_teacher(of.replace(distillation=1.0), CPU, 0, lambda: None)
+        trainer = make_trainer(of, attention("naive"), CPU, 0, teacher if share else None)
+        pieces = trainer.put(make_task(of, 0).batch(0))
+        trainer.step(pieces)
+        return anatomy.memory_parts(trainer, pieces)[0]
+
+    alone, taught = parts(0.0), parts(0.5)
+    assert taught.parameters_bytes == alone.parameters_bytes
+    assert taught.peak_bytes > alone.peak_bytes + 3 * alone.parameters_bytes, "twice as wide"
+    assert taught.method.endswith("the teacher's weights")
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_its_parts() -> None:

@@ -65,6 +65,12 @@ def test_what_has_no_weight_has_no_figure():
     assert figures(none) == {}
 
 
+def test_a_perplexity_that_no_number_holds_is_infinite_and_ends_nothing():
+    """A model that has diverged is told as such; exp() would raise."""
+    assert figures({"cross_entropy": (2000.0, 2.0)})["perplexity"] == math.inf
+    assert figures({"cross_entropy": (1400.0, 2.0)})["perplexity"] == math.exp(700.0)
+
+
 def test_matching_is_scored_both_ways():
     w = Workload(task="pairs", objective="matching", loss="contrastive", seqlen=17, batch=4)
     task = make_task(w, 0)

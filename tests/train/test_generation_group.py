@@ -63,6 +63,8 @@ def test_who_repeats_itself_while_the_clock_runs_is_found() -> None:
     results = run_group(generation(), "stale", "fair")
     assert statuses(results) == {"stale": "incorrect", "fair": "ok"}
     assert "in the timed calls" in results["stale"]["reason"]
+    later = run_group(generation(), "stale", "fair", process=1)
+    assert statuses(later) == {"stale": "incorrect", "fair": "ok"}
 
 
 def test_stamps_bytes_and_flops_are_those_of_the_generation() -> None:

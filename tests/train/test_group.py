@@ -37,6 +37,15 @@ def test_right_attention_is_timed_and_wrong_attention_is_named() -> None:
     )
 
 
+def test_what_is_right_until_it_is_timed_is_incorrect() -> None:
+    """Its curve is the reference's, and only its steps on the clock are cheap."""
+    results = run_group(workload(), "tires", "fair")
+    assert statuses(results) == {"tires": "incorrect", "fair": "ok"}
+    assert "its attention by itself" in results["tires"]["reason"]
+    later = run_group(workload(), "tires-at-once", process=1)
+    assert statuses(later) == {"tires-at-once": "incorrect"}
+
+
 def test_an_implementation_that_ignores_dropout_is_incorrect() -> None:
     results = run_group(workload(dropout=0.5), "undropped", "naive", "fair")
     assert statuses(results) == {"undropped": "incorrect", "naive": "ok", "fair": "unsupported"}

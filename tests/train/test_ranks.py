@@ -94,6 +94,19 @@ def test_two_processes_learn_as_one_does_in_every_way(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_processes_compile_where_they_are_told_to(parallel: str) -> None:
+    """Around the model, whatever is around that: the losses alone do not tell."""
+    of = shared(parallel, accumulation=2, steps=3)
+    plain, _ = learn_shared(of)
+    one, other = learn_shared(of.replace(compile=True))
+    assert plain["graphs"] == 0
+    assert one["graphs"] >= 1
+    assert one["losses"] == pytest.approx(plain["losses"], abs=1e-5)
+    assert one["sums"] == other["sums"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_what_a_method_learns_is_shared_too(parallel: str) -> None:
     from tiny import attention
 
@@ -250,9 +263,10 @@ def left_behind(own: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_a_group_gives_each_contender_its_own_ranks(parallel: str, own: Path) -> None:
-    told = run_group(shared(parallel), "fair", "leaks", "window", "raises")
+    told = run_group(shared(parallel), "fair", "leaks", "window", "raises", "tires")
     assert {who: t["status"] for who, t in told.items()} == {
         "fair": "ok", "leaks": "incorrect", "window": "ok", "raises": "error",
+        "tires": "incorrect",
     }  # fmt: skip
     training = Training.model_validate(told["fair"]["training"])
     assert (training.batch, training.tokens) == (8, 128), "of both ranks"

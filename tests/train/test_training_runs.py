@@ -73,11 +73,27 @@ def test_a_grid_sweeps_workloads(tmp_path: Path) -> None:
         ("[grid]\ntask = 'copi'", "did you mean 'copy'?"),
         ("[grid]\nmodel = 't5-tiny'\ntask = 'mqar'", "model t5-tiny is not made for objective"),
         ("[grid]\nprecision = 'fp23'", "did you mean 'fp32'?"),
+        ("[grid]\noptimizer = 'sgd'\nbeta2 = 0.9", "optimizer sgd has no beta2, got 0.9"),
+        ("[grid]\nlora_rank = 4", "lora_rank 4 needs finetune lora, got 'full'"),
+        ("[grid]\nmodel = 'llama-tiny'\nd_model = 36", "d_model / heads must be even, got 9"),
+        ("[grid]\nd_model = 36", "RoPE turns pairs: d_model / heads must be even, got 9"),
+        ("[grid]\nposition = 'sinusoidal'\nheads = 3\nd_model = 33", "must be even, got 33"),
+        ("[grid]\ntask = 'pairs'\nmodel = 'pair-tiny'\nseqlen = 17\nbatch = 0", "give a batch"),
+        ("[grid]\nmodel = 'gpt2-tiny'\ntask = 'images'", "needs tokens, and task 'images' has"),
+        ("[grid]\nmodel = 'vit-tiny'\ntask = 'listops'", "needs pictures, and task 'listops' has"),
         ("", "nothing to measure; it needs a [grid] or [[points]]"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_in_a_line(tmp_path: Path, text: str, told: str) -> None:
     assert told in refusal(tmp_path, text)
+
+
+def test_cold_caches_are_refused_where_no_call_begins_with_them(tmp_path: Path) -> None:
+    """A step finds what the one before left: nothing would be colder for the key."""
+    assert '[measure]: cache = "cold": in kind = "training"' in refusal(
+        tmp_path, GRID, "measure.cache=cold"
+    )
+    assert suite(tmp_path, GRID, ("*",), "measure.cache=warm").measure.cache == "warm"
 
 
 def test_set_knows_the_keys_of_workloads_and_no_others(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ CASES = (
     Case("heads", 2, losses),
     Case("heads_kv", 1, numbers),
     Case("d_model", 32, numbers),
+    Case("d_ff", 32, numbers),
     *(Case("position", p, losses) for p in ("none", "sinusoidal", "learned", "relative", "alibi")),
     Case("activation", "relu", losses),
     Case("activation", "silu", losses),

@@ -53,6 +53,31 @@ def test_what_nobody_can_do_is_refused_for_everybody(entries: list[registry.Entr
     assert "a square number of patches" in odd["naive"]
 
 
+def test_a_count_that_fails_is_that_of_one_setting_and_ends_no_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sizes that only the model itself refuses, or that memory cannot hold."""
+    build = foresee.build_model
+
+    def fail_at_48(workload: Workload, *words: Any) -> Any:
+        if workload.d_model == 48:
+            raise RuntimeError("does not divide")
+        return build(workload, *words)
+
+    monkeypatch.setattr(foresee, "build_model", fail_at_48)
+    shapes = [SMALL.replace(d_model=48), SMALL]
+    task = {**make_task("count", [], "cpu"), "problems": [s.to_json() for s in shapes]}
+    bad, good = ask("count", task)
+    assert (bad["total"], bad["reason"]) == (None, "RuntimeError: does not divide")
+    assert good["total"] > 0
+
+
+def test_captions_that_must_differ_are_counted_too() -> None:
+    of = Workload.of(model="pair-tiny", task="pairs", seqlen=17, batch=4)
+    (told,) = ask("count", {**make_task("count", [], "cpu"), "problems": [of.to_json()]})
+    assert told["reason"] is None
+
+
 def test_parameters_are_those_of_the_model_and_grow_evenly_with_d_ff() -> None:
     from attnbench.train.attentions import reference
     from attnbench.train.data import make_task as make_data

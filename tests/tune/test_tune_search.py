@@ -221,6 +221,21 @@ def test_a_space_that_everybody_refuses_ends(
     assert "every setting" in search.ended or "20 draws in a row cannot be" in search.ended
 
 
+def test_a_space_with_less_in_it_than_trials_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A range so narrow that its numbers, with four digits, are only two."""
+    monkeypatch.setattr("attnbench.tune.search._IDLE_IN_A_ROW", 20)
+    tune = tune_of(sampler="random", trials=5, space={"lr": {"low": 1e-3, "high": 1.001e-3}})
+    with Journal(tmp_path / "j", tune) as journal:
+        (alone,) = planted.contenders("quick").values()
+        resolver = Resolver(tune, planted.START, {}, Foresight(), planted.name, alone)
+        search = Search(tune, journal, resolver, outcome, lambda setting: None, planted.Silent())
+        search.run()
+    assert search.tried == 2
+    assert search.ended == "20 draws in a row were nothing new"
+
+
 # ---- the count of parameters --------------------------------------------------------------
 
 

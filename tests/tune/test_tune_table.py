@@ -58,6 +58,7 @@ def suite(folder: Path, tune: str = "", space: str = "heads = [1, 2]", text: str
         ("constraints = {accuracy = 0.9}", "heads = [1]", "must look like {min = 0.9}"),
         ("constraints = {accuracy = {mni = 0.9}}", "heads = [1]", "did you mean 'min'?"),
         ("constraints = {accuracy = {min = 'a'}}", "heads = [1]", "min must be a number, got 'a'"),
+        ("constraints = {loss = {min = 2, max = 1}}", "heads = [1]", "nothing can keep both"),
         ("", "", "[tune.space]: is empty; there is nothing to search"),
         ("", "haeds = [1]", "[tune.space]: unknown key 'haeds'; allowed: impl, model, "),
         ("", "heads = 4", "heads = 4: must be a list of choices, or a range"),

@@ -63,6 +63,7 @@ def memory_parts(trainer: Trainer, pieces: Sequence[Piece]) -> tuple[MemoryParts
     ahead, back, others, update = trace([forward, backward, rest, trainer.update], trainer.device)
     model, state = trainer.model, trainer.optimizer.state.values()
     standing = sum(_bytes(x) for x in (*model.parameters(), *model.buffers()))
+    followed = sum(_bytes(x) for x in trainer.teachers)
     optimizer = sum(_bytes(x) for one in state for x in one.values() if torch.is_tensor(x))
     gradients = sum(_bytes(p) for p in trainer.parameters)
     level, peak = 0, 0
@@ -79,8 +80,8 @@ def memory_parts(trainer: Trainer, pieces: Sequence[Piece]) -> tuple[MemoryParts
         gradients_bytes=gradients,
         optimizer_bytes=optimizer,
         activations_bytes=max(0, ahead.left_bytes),
-        peak_bytes=standing + optimizer + peak,
-        method=method,
+        peak_bytes=standing + followed + optimizer + peak,
+        method=method + "; and the teacher's weights" * bool(followed),
     )
     memory = Memory(
         peak_bytes=peak,

@@ -37,11 +37,14 @@ def count(task: dict[str, Any], send: Send) -> None:
         workload = Workload.from_json(told)
         total, reason = None, None
         try:
-            small = workload.replace(batch=workload.accumulation)  # sizes do not depend on it
+            # Sizes do not depend on the batch; two a part, because a caption needs another one.
+            small = workload.replace(batch=2 * workload.accumulation)
             model = build_model(small, make_task(small, 0), reference(), device, 0)
             total = parameters_of(model).total
         except (Unsupported, UserError) as error:
             reason = message(error)
+        except Exception as error:  # of one setting: the search goes on with others
+            reason = classify(error).reason
         send("counted", place=place, total=total, reason=reason)
 
 

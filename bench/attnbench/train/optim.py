@@ -26,7 +26,7 @@ def make_optimizer(workload: Workload, model: torch.nn.Module) -> torch.optim.Op
     not. The update is fused into few kernels where torch can do so: on CUDA and on CPU.
 
     Raises:
-        UserError: nothing learns, or beta2 is set for SGD, which has none.
+        UserError: nothing learns.
     """
     learning = [p for p in model.parameters() if p.requires_grad]
     if not learning:
@@ -41,8 +41,6 @@ def make_optimizer(workload: Workload, model: torch.nn.Module) -> torch.optim.Op
     if workload.optimizer == "adamw":
         betas = (workload.beta1, workload.beta2)
         return torch.optim.AdamW(groups, lr=lr_at(workload, 0), betas=betas, fused=fused)
-    if "beta2" in workload.told:
-        raise UserError(f"optimizer sgd has no beta2, got {workload.beta2}")
     if any(hasattr(p, "to_local") for p in learning):  # DTensors: up to torch 2.13 they have no
         fused = None  # rule for the fused update of SGD, but for that of AdamW
     return torch.optim.SGD(groups, lr=lr_at(workload, 0), momentum=workload.beta1, fused=fused)

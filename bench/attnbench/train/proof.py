@@ -2,7 +2,9 @@
 
 A learning curve shows that the model learns as with the reference; a small fault of one
 gradient may hide in its rounding. So each problem is also held against float64, output and
-gradients, exactly as where single attentions are measured.
+gradients, exactly as where single attentions are measured. Once before anything is learned, and
+once more after the timed steps with the very callables that the model has used: a curve says
+nothing about what comes after it.
 
 A learned bias on the logits (T5's relative positions) is zero here: that and its gradient are
 left to the curve.
@@ -24,6 +26,7 @@ from attnbench.failure import Failed
 from attnbench.inputs import make_inputs
 from attnbench.problem import Direction, Problem
 from attnbench.record import TensorAccuracy, worst
+from attnbench.train.models.bridge import Builds
 from attnbench.verify import explain, judge, make_yardstick, passed
 
 
@@ -60,6 +63,21 @@ def verify_attention(
             )
         seen.append(accuracy)
     return worst(seen)
+
+
+def as_built(attention: Attention, builds: Builds) -> Attention:
+    """The same, with what a model has used already where it is not built anew for each place.
+
+    To be verified again: what remembers how often it was called is found out. Modules, which
+    each place has its own of, are built afresh.
+    """
+    solver, used = copy.copy(attention), builds.shared
+
+    def build(problem: Problem, device: torch.device) -> Callable[..., Any] | ForwardBackward:
+        return used[problem] if problem in used else attention.build(problem, device)
+
+    solver.build = build  # type: ignore[method-assign]
+    return solver
 
 
 def _unbiased(attention: Attention) -> Attention:

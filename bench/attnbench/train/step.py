@@ -72,6 +72,12 @@ class Trainer:
         )
         self._scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
 
+    @property
+    def teachers(self) -> list[torch.Tensor]:
+        """The teacher's parameters and buffers; none without one."""
+        return [] if self._teacher is None else [*self._teacher.parameters(),
+                                                 *self._teacher.buffers()]  # fmt: skip
+
     def put(self, batch: Batch) -> list[Piece]:
         """A batch on the device, cut into the parts that are accumulated.
 

@@ -259,5 +259,9 @@ def _check_together(w: Workload) -> None:
         raise UserError(f"d_model {w.d_model} is not divisible by heads {w.heads}")
     if w.heads and w.heads_kv and w.heads % w.heads_kv:
         raise UserError(f"heads {w.heads} is not a multiple of heads_kv {w.heads_kv}")
+    if w.optimizer == "sgd" and "beta2" in w.told:
+        raise UserError(f"optimizer sgd has no beta2, got {w.beta2}")
+    if w.finetune != "lora" and "lora_rank" in w.told:
+        raise UserError(f"lora_rank {w.lora_rank} needs finetune lora, got {w.finetune!r}")
     if w.loss == "contrastive" and w.objective != "matching":
         raise UserError(f"loss contrastive needs objective matching, got {w.objective!r}")

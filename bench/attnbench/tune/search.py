@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _KNOWN_IN_A_ROW = 5  # draws of what is known, before something new is tried instead
 _REFUSED_IN_A_ROW = 200  # draws that cannot be, before the search gives up
+_IDLE_IN_A_ROW = 400  # draws that brought nothing to measure: refused or known
 _MOST_LISTED = 20_000  # settings of a finite space that are gone through one by one
 
 Key = tuple[tuple[str, Value], ...]
@@ -79,7 +80,7 @@ class Search:
 
     def run(self) -> None:
         """Search until the trials are made, nothing is left, or somebody asks to stop."""
-        known = refused = 0
+        known = refused = idle = 0
         while not self.stop_requested:
             if self.tried >= self.tune.wanted:
                 self.ended = f"{self.tried} of {self.tune.wanted} trials made"
@@ -90,8 +91,12 @@ class Search:
             if refused >= _REFUSED_IN_A_ROW:
                 self.ended = f"{refused} draws in a row cannot be; see why they were refused"
                 return
+            if idle >= _IDLE_IN_A_ROW:
+                self.ended = f"{idle} draws in a row were nothing new"
+                return
             drawn = self._draw(is_new=known >= _KNOWN_IN_A_ROW)
             trial = self._try(drawn)
+            idle = idle + 1 if trial.refused or trial.origin == "journal" else 0
             known = known + 1 if trial.origin == "journal" else 0
             refused = refused + 1 if trial.refused else 0
         self.ended = "stopped"

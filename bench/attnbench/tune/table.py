@@ -223,7 +223,10 @@ def _bound(key: str, told: Any, where: str) -> Bound:
             raise unknown("key", name, ("min", "max"), where)
         if type(value) not in (int, float):
             raise UserError(f"{where}: {name} must be a number, got {value!r}")
-    return Bound(key, told.get("min"), told.get("max"))
+    least, most = told.get("min"), told.get("max")
+    if least is not None and most is not None and least > most:
+        raise UserError(f"{where}: min {least:g} is more than max {most:g}: nothing can keep both")
+    return Bound(key, least, most)
 
 
 def _bytes(told: Any, where: str) -> int:

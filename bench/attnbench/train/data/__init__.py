@@ -13,22 +13,32 @@ from typing import TYPE_CHECKING, cast
 
 from attnbench.errors import UserError, unknown
 from attnbench.spec import parse_spec
+from attnbench.train.models.presets import sized
 from attnbench.train.workload import Objective, Workload
 
 if TYPE_CHECKING:
     from attnbench.train.data.base import SeededTask
     from attnbench.train.roles import Task
 
-__all__ = ["TASKS", "Entry", "make_task", "objectives_of"]
+__all__ = ["TASKS", "Entry", "check_fits", "make_task", "objectives_of"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a task is defined, and what can be learned from it; its usual objective is first."""
+    """Where a task is defined, and what can be learned from it; its usual objective is first.
+
+    Attributes:
+        has_pictures: whether there is something to be seen.
+        has_tokens: whether there is something to be read.
+        has_any_batch: whether a batch may have any size, so that the largest can be looked for.
+    """
 
     module: str
     type: str
     objectives: tuple[Objective, ...]
+    has_pictures: bool = False
+    has_tokens: bool = True
+    has_any_batch: bool = True
 
 
 TASKS: Mapping[str, Entry] = {
@@ -37,8 +47,8 @@ TASKS: Mapping[str, Entry] = {
     "mqar": Entry("recall", "Recall", ("causal-lm", "masked-lm")),
     "listops": Entry("listops", "ListOps", ("classification",)),
     "translation": Entry("translation", "Translation", ("seq2seq",)),
-    "images": Entry("images", "Images", ("classification",)),
-    "pairs": Entry("pairs", "Pairs", ("matching",)),
+    "images": Entry("images", "Images", ("classification",), has_pictures=True, has_tokens=False),
+    "pairs": Entry("pairs", "Pairs", ("matching",), has_pictures=True, has_any_batch=False),
 }
 
 
@@ -52,6 +62,25 @@ def objectives_of(task: str) -> tuple[Objective, ...]:
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return TASKS[name].objectives
+
+
+def check_fits(workload: Workload) -> None:
+    """Refuse a task that the model cannot take in, or whose largest batch nobody can look for.
+
+    Raises:
+        UserError: unknown model or task, or one that does not fit the other or the batch.
+    """
+    objectives_of(workload.task)
+    entry, family = TASKS[parse_spec(workload.task)[0]], sized(workload).family
+    needs = {"vit": entry.has_pictures, "pair": entry.has_pictures, "own": True}
+    if not needs.get(family, entry.has_tokens):
+        what = "pictures" if family in needs else "tokens"
+        raise UserError(f"model {workload.model} needs {what}, and task {workload.task!r} has none")
+    if not workload.batch and not entry.has_any_batch:
+        raise UserError(
+            f"task {workload.task!r} has batches of some sizes only: the largest that fits cannot "
+            "be looked for; give a batch"
+        )
 
 
 def make_task(workload: Workload, seed: int) -> Task:

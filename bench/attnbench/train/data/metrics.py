@@ -10,6 +10,7 @@ Letters: B = batch, T = tokens of a sequence, V = vocabulary, K = classes.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -19,6 +20,7 @@ from attnbench.train.roles import IGNORED
 
 Totals = dict[str, tuple[float, float]]
 _F1 = "f1."  # of a class: f1.3
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 def token_totals(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> Totals:
@@ -64,7 +66,7 @@ def figures(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     """Means by name, and ``perplexity`` (exp of the mean cross-entropy) and ``f1_macro``.
 
     Macro F1 is the mean over the classes that occur as a label or as a guess. A metric
-    without weight has no figure.
+    without weight has no figure. A perplexity that no float64 holds is infinite.
     """
     means = {name: value / weight for name, (value, weight) in totals.items() if weight}
     by_class = [mean for name, mean in means.items() if name.startswith(_F1)]
@@ -72,7 +74,8 @@ def figures(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     if by_class:
         told["f1_macro"] = sum(by_class) / len(by_class)
     if "cross_entropy" in means:
-        told["perplexity"] = math.exp(means["cross_entropy"])
+        nats = means["cross_entropy"]
+        told["perplexity"] = math.inf if nats > _LARGEST_EXPONENT else math.exp(nats)
     return told
 
 

@@ -95,11 +95,10 @@ class GenerateGroup(Rounds[Speaker]):
             generation.workload, generation.prompt + generation.new, device, self.seed, VOCAB,
             _WEIGHTS[generation.precision],
         )  # fmt: skip
-        if self._process == 0:
-            self._truth = Truth(
-                self._body, self._tokens(self.seed), generation.new, self._computes_in,
-                self._reference_step,
-            )  # fmt: skip
+        self._truth = Truth(
+            self._body, self._tokens(self.seed), generation.new, self._computes_in,
+            self._reference_step,
+        )  # fmt: skip
 
     @property
     def _computes_in(self) -> str:
@@ -136,7 +135,8 @@ class GenerateGroup(Rounds[Speaker]):
             compile=generation.compile, alive=lambda: self._step(key, "build"),
         )  # fmt: skip
         speaker = Speaker(key, told, attention, generator, Stream(generator, self.device))
-        if self._truth is not None:
+        if self._process == 0:
+            assert self._truth is not None
             self._step(key, "verify")
             problems = spread(builds.problems, _MOST_LENGTHS)
             speaker.accuracy = verify_attention(
@@ -172,8 +172,7 @@ class GenerateGroup(Rounds[Speaker]):
         self._step(key, "check again")
         if late := speaker.generator.builds.late:
             raise Failed("incorrect", f"it was built in the middle of the timed part: {late[0]}")
-        if self._truth is not None:
-            self._check_said(speaker)
+        self._check_said(speaker)  # in each process: its times count, too
         timer = own.timer
         assert isinstance(timer, StreamTimer)
         gaps = clock.between_s(timer)

@@ -88,6 +88,11 @@ class Builds:
     _drawn: int = 0
     _is_sealed: bool = False
 
+    @property
+    def shared(self) -> dict[Problem, Any]:
+        """What was built, by problem, where all places use the same."""
+        return {shape.problem(self.direction): built for shape, built in self._shared.items()}
+
     def seal(self) -> None:
         """The preparation is over: what is built from now on is late, and told."""
         self._is_sealed = True

@@ -112,6 +112,7 @@ def sized(workload: Workload) -> Preset:
         raise UserError(f"d_model {d_model} is not divisible by heads {heads} ({workload.model})")
     if heads % heads_kv:
         raise UserError(f"heads {heads} is not a multiple of heads_kv {heads_kv}")
+    _check_position(preset.family, workload.position or preset.position, d_model, d_model // heads)
     return replace(
         preset,
         layers=workload.layers or preset.layers,
@@ -125,6 +126,15 @@ def sized(workload: Workload) -> Preset:
         # A frozen body must not learn through the head that it shares its embedding with.
         tied=preset.tied and workload.finetune not in ("last", "frozen"),
     )
+
+
+def _check_position(family: Family, position: Position, d_model: int, head_dim: int) -> None:
+    """Refuse sizes that a position encoding by pairs cannot have."""
+    has_rope = family == "llama" or (family == "own" and position == "rope")
+    if has_rope and head_dim % 2:
+        raise UserError(f"RoPE turns pairs: d_model / heads must be even, got {head_dim}")
+    if family == "own" and position == "sinusoidal" and d_model % 2:
+        raise UserError(f"sinusoidal positions come in pairs: d_model must be even, got {d_model}")
 
 
 def objective_of(workload: Workload, task_objective: Objective) -> Objective:

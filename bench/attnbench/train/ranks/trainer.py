@@ -134,7 +134,8 @@ class RankTrainer(Trainer):
         super().__init__(workload, model, device)
         if workload.parallel == "ddp":
             devices = [device.index] if device.type == "cuda" else None
-            self._call = DistributedDataParallel(model, device_ids=devices)
+            # Around the compiled model, where it is compiled, as nanoGPT has it.
+            self._call = DistributedDataParallel(self._call, device_ids=devices)
 
     def put(self, batch: Batch) -> list[Piece]:
         """This rank's rows on the device, in parts, weighted by what all ranks predict."""
