@@ -44,6 +44,18 @@ class Turns(Generic[Contender]):
     def _step(self, key: str, phase: str) -> None:
         self._send("step", who=key, phase=phase)
 
+    def _reference_step(self) -> None:
+        """Nobody's own: the reference that all are held against is at work."""
+        self._send("step", who=None, phase="reference")
+
+    def _all_fail(self, error: Exception, what: str) -> None:
+        """Everybody's result where ``what`` all depend on failed."""
+        failed = classify(error)
+        if failed.status != "unsupported":
+            failed = Failed("error", f"{what} failed: {failed.reason}", failed.log)
+        for told in self._task["contenders"]:
+            self._fail(told["key"], failed)
+
     def _try_all(self, phase: Callable[..., None], *words: Any) -> None:
         for key in list(self._ready):
             self._try(key, phase, key, *words)

@@ -80,7 +80,7 @@ class Group(Rounds[Contender]):
 
     def run(self) -> None:
         """Measure every contender; send a ``result`` for each."""
-        self._send("step", who=None, phase="reference")
+        self._reference_step()
         inputs = self._inputs(self.seed)
         if self._process == 0:
             self._prepare_truth(self.seed, inputs)
@@ -117,7 +117,7 @@ class Group(Rounds[Contender]):
     def _time(self) -> None:
         """Interleaved rounds on fresh contents, then verification of the timed output."""
         seed = self.seed + 1
-        self._send("step", who=None, phase="reference")
+        self._reference_step()
         inputs = self._inputs(seed)
         self._prepare_truth(seed, inputs)
         self._try_all(self._load, seed, inputs)

@@ -21,7 +21,6 @@ import torch
 
 from attnbench import registry
 from attnbench.attention import Attention
-from attnbench.failure import Failed, classify
 from attnbench.measure import figures
 from attnbench.measure.kernels import what_ran
 from attnbench.record import TensorAccuracy, worst
@@ -74,32 +73,20 @@ class TrainGroup(Rounds[Learner]):
 
     def run(self) -> None:
         """Train and measure every contender; send a ``result`` for each."""
-        self._send("step", who=None, phase="reference")
+        self._reference_step()
         try:
-            self._check()
+            check_precision(self.workload, self.device)
             alive = self._reference_step
             self._teacher = make_teacher(self.workload, self.device, self.seed, alive)
             if self._process == 0:
                 self._truth = Truth(self.workload, self.device, self.seed, alive, self._teacher)
                 self._truth.find()
         except Exception as error:
-            return self._all_fail(error)
+            return self._all_fail(error, "the reference's training")
         for told in self._task["contenders"]:
             self._try(told["key"], self._build_and_learn, told)
         if self._ready:
             self._time()
-
-    def _check(self) -> None:
-        """Raise Unsupported for what nobody could do here."""
-        check_precision(self.workload, self.device)
-
-    def _all_fail(self, error: Exception) -> None:
-        failed = classify(error)
-        if failed.status != "unsupported":
-            reason = f"the reference's training failed: {failed.reason}"
-            failed = Failed("error", reason, failed.log)
-        for told in self._task["contenders"]:
-            self._fail(told["key"], failed)
 
     # ---- phases ----------------------------------------------------------------------
 
@@ -243,9 +230,6 @@ class TrainGroup(Rounds[Learner]):
 
     def _trainer(self, workload: Workload, attention: Attention) -> Trainer:
         return make_trainer(workload, attention, self.device, self.seed, self._teacher)
-
-    def _reference_step(self) -> None:
-        self._send("step", who=None, phase="reference")
 
 
 def _next_step(learner: Learner) -> Callable[[], None]:

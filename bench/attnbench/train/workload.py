@@ -7,14 +7,13 @@ hashable, serialisable, checked to the last field, and silent about who does the
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from attnbench.errors import UserError, unknown
+from attnbench.train.asked import Asked
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Position = Literal["none", "sinusoidal", "learned", "relative", "rope", "alibi"]
@@ -29,7 +28,7 @@ Parallel = Literal["none", "ddp", "fsdp2", "context"]
 
 
 @dataclass(frozen=True)
-class Workload:
+class Workload(Asked):
     """One training run, but for the attention in it.
 
     Attributes:
@@ -67,6 +66,9 @@ class Workload:
     Raises:
         UserError: for any value that is out of range or does not fit the others.
     """
+
+    _NAME: ClassVar = "workload"
+    _KIND: ClassVar = "training"
 
     model: str = "own-tiny"
     layers: int = 0
@@ -116,51 +118,7 @@ class Workload:
             _check_choice(name, getattr(self, name))
         _check_together(self)
 
-    # ---- construction ----------------------------------------------------------------
-
-    @classmethod
-    def of(cls, **fields: Any) -> Workload:
-        """Build from loose fields.
-
-        Raises:
-            UserError: unknown field, or an invalid workload.
-        """
-        names = [f.name for f in dataclasses.fields(cls)]
-        for key in fields:
-            if key not in names:
-                raise unknown("workload field", key, names)
-        return cls(**fields)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Workload:
-        """The inverse of :meth:`to_json`."""
-        return cls.of(**data)
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field as plain JSON values."""
-        return dataclasses.asdict(self)
-
-    def replace(self, **changes: Any) -> Workload:
-        """A copy with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)
-
-    # ---- identity --------------------------------------------------------------------
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """The fields that differ from their default."""
-        fields = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
-        return {name: value for name, (value, default) in fields.items() if value != default}
-
-    @property
-    def id(self) -> str:
-        """16 hex digits that stay the same across processes, machines and versions.
-
-        Only fields that differ from their default enter the hash, so that a field added later
-        does not rename older workloads.
-        """
-        text = json.dumps(["training", self.told], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    # ---- for people --------------------------------------------------------------------
 
     @property
     def label(self) -> str:

@@ -23,7 +23,7 @@ import torch
 
 from attnbench import registry
 from attnbench.attention import Attention
-from attnbench.failure import Failed, classify
+from attnbench.failure import Failed
 from attnbench.measure import figures
 from attnbench.measure.kernels import what_ran
 from attnbench.measure.meters import trace
@@ -81,7 +81,7 @@ class GenerateGroup(Rounds[Speaker]):
         try:
             self._prepare()
         except Exception as error:
-            return self._all_fail(error)
+            return self._all_fail(error, "the model without a cache")
         for told in self._task["contenders"]:
             self._try(told["key"], self._build_and_verify, told)
         if self._ready:
@@ -112,14 +112,6 @@ class GenerateGroup(Rounds[Speaker]):
         shape, vocab = (self.generation.batch, self.generation.read), self._body.config.vocab_size
         drawn_BS = torch.randint(vocab, shape, generator=torch.Generator().manual_seed(seed))
         return drawn_BS.to(self.device)
-
-    def _all_fail(self, error: Exception) -> None:
-        failed = classify(error)
-        if failed.status != "unsupported":
-            reason = f"the model without a cache failed: {failed.reason}"
-            failed = Failed("error", reason, failed.log)
-        for told in self._task["contenders"]:
-            self._fail(told["key"], failed)
 
     # ---- phases ----------------------------------------------------------------------
 
@@ -255,9 +247,6 @@ class GenerateGroup(Rounds[Speaker]):
                 else "torch profiler, sum of allocation events"
             ),
         )
-
-    def _reference_step(self) -> None:
-        self._send("step", who=None, phase="reference")
 
 
 def in_words(agreement: Agreement) -> str:

@@ -7,14 +7,13 @@ serialisable, checked to the last field, and silent about who does the attention
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from attnbench.errors import UserError, unknown
+from attnbench.train.asked import Asked
 from attnbench.train.models.presets import DECODERS, Preset, sized
 from attnbench.train.workload import Workload
 
@@ -22,7 +21,7 @@ ServedPrecision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
-class Generation:
+class Generation(Asked):
     """One generation, but for the attention in it.
 
     Attributes:
@@ -39,6 +38,9 @@ class Generation:
     Raises:
         UserError: for any value that is out of range or does not fit the others.
     """
+
+    _NAME: ClassVar = "generation"
+    _KIND: ClassVar = "generation"
 
     model: str = "gpt2-tiny"
     layers: int = 0
@@ -68,34 +70,6 @@ class Generation:
                 f"{', '.join(DECODERS)}"
             )
 
-    # ---- construction ----------------------------------------------------------------
-
-    @classmethod
-    def of(cls, **fields: Any) -> Generation:
-        """Build from loose fields.
-
-        Raises:
-            UserError: unknown field, or an invalid generation.
-        """
-        names = [f.name for f in dataclasses.fields(cls)]
-        for key in fields:
-            if key not in names:
-                raise unknown("generation field", key, names)
-        return cls(**fields)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Generation:
-        """The inverse of :meth:`to_json`."""
-        return cls.of(**data)
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field as plain JSON values."""
-        return dataclasses.asdict(self)
-
-    def replace(self, **changes: Any) -> Generation:
-        """A copy with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)
-
     # ---- what is served --------------------------------------------------------------
 
     @property
@@ -116,23 +90,7 @@ class Generation:
         """Tokens of a sequence that go through the model, and into the cache: all but the last."""
         return self.prompt + self.new - 1
 
-    # ---- identity --------------------------------------------------------------------
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """The fields that differ from their default."""
-        fields = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
-        return {name: value for name, (value, default) in fields.items() if value != default}
-
-    @property
-    def id(self) -> str:
-        """16 hex digits that stay the same across processes, machines and versions.
-
-        Only fields that differ from their default enter the hash, so that a field added later
-        does not rename older generations.
-        """
-        text = json.dumps(["generation", self.told], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    # ---- for people --------------------------------------------------------------------
 
     @property
     def label(self) -> str:

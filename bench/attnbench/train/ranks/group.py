@@ -16,7 +16,6 @@ import torch
 
 from attnbench import registry
 from attnbench.attention import Unsupported
-from attnbench.failure import Failed, classify
 from attnbench.train import flops
 from attnbench.train.data import make_task
 from attnbench.train.figures import ModelFlops, Ranks
@@ -43,7 +42,7 @@ class RanksGroup(Turns[Workload]):
 
     def run(self) -> None:
         """Train and measure every contender; send a ``result`` for each."""
-        self._send("step", who=None, phase="reference")
+        self._reference_step()
         try:
             check_precision(self.workload, self.device)
             check_parallel(self.workload)
@@ -53,20 +52,10 @@ class RanksGroup(Turns[Workload]):
                 self._truth = Truth(whole, self.device, self.seed, self._reference_step)
                 self._truth.find()
         except Exception as error:
-            failed = classify(error)
-            if failed.status != "unsupported":
-                failed = Failed(
-                    "error", f"the reference's training failed: {failed.reason}", failed.log
-                )
-            for told in self._task["contenders"]:
-                self._fail(told["key"], failed)
-            return
+            return self._all_fail(error, "the reference's training")
         self._release()  # the first rank shares the device with this process
         for told in self._task["contenders"]:
             self._try(told["key"], self._run_ranks, told)
-
-    def _reference_step(self) -> None:
-        self._send("step", who=None, phase="reference")
 
     def _run_ranks(self, told: dict[str, Any]) -> None:
         key, world, truth = told["key"], self.workload.processes, self._truth
