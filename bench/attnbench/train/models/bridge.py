@@ -93,6 +93,14 @@ class Builds:
         """What was built, by problem, where all places use the same."""
         return {shape.problem(self.direction): built for shape, built in self._shared.items()}
 
+    @property
+    def step_mask(self) -> str:
+        """The mask of a single query on a cache, the last one, which sees every key.
+
+        A method with a pattern of its own must still know that it is a causal one.
+        """
+        return "full" if self.attention.kind == "exact" else "causal"
+
     def seal(self) -> None:
         """The preparation is over: what is built from now on is late, and told."""
         self._is_sealed = True
@@ -140,6 +148,11 @@ class Attends(nn.Module):
         self.builds = builds
         self.layout: Layout = builds.attention.layout
         self._calls: dict[Shape, Call] = {}
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What was attended to here, in the order of the first calls."""
+        return [shape.problem(self.builds.direction) for shape in self._calls]
 
     def forward(
         self,
