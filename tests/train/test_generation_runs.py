@@ -66,7 +66,10 @@ def test_a_grid_sweeps_generations(tmp_path: Path) -> None:
         ("precision = 'int4'", "unknown precision 'int4'"),
         ("model = 'llama-tinny'", "did you mean 'llama-tiny'?"),
         ("model = 'gpt2-tiny'\nheads_kv = 2", "its heads share no keys"),
-        ("model = 'bert-tiny'", "model bert-tiny has no cache to generate with; families that have: "),
+        (
+            "model = 'bert-tiny'",
+            "model bert-tiny has no cache to generate with; families that have: ",
+        ),
         ("model = 'vit-tiny'", "model vit-tiny has no cache"),
         ("position = 'rope'", "position is an option of our own models"),
         ("position = 'ropes'", "did you mean 'rope'?"),
