@@ -63,6 +63,9 @@ def test_who_repeats_itself_while_the_clock_runs_is_found() -> None:
     results = run_group(generation(), "stale", "fair")
     assert statuses(results) == {"stale": "incorrect", "fair": "ok"}
     assert "in the timed calls" in results["stale"]["reason"]
+    unclaimed = run_group(generation(), "stale-unclaimed")["stale-unclaimed"]
+    assert unclaimed["status"] == "incorrect"  # with a cache and without, it says the same zeros
+    assert "its attention by itself" in unclaimed["reason"]
     later = run_group(generation(), "stale", "fair", process=1)
     assert statuses(later) == {"stale": "incorrect", "fair": "ok"}
 

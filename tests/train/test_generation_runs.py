@@ -92,7 +92,7 @@ def test_ids_do_not_depend_on_fields_that_keep_their_default() -> None:
 def test_the_shipped_suite_is_sound() -> None:
     loaded = load_suite(shelves.builtin("suites") / "generate-tiny.toml")
     assert loaded.kind == "generation"
-    assert len({p.id for p in loaded.problems}) == len(loaded.problems) == 5
+    assert len({p.id for p in loaded.problems}) == len(loaded.problems) == 9
 
 
 # ---- records -----------------------------------------------------------------------------

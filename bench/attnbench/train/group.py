@@ -31,7 +31,7 @@ from attnbench.train.data import make_task
 from attnbench.train.figures import BatchLimit, Breakdown, ModelFlops, Parity
 from attnbench.train.learning import Curve, learn
 from attnbench.train.models.build import Built
-from attnbench.train.proof import as_built, verify_attention
+from attnbench.train.proof import used_in, verify_attention
 from attnbench.train.setup import make_teacher, make_trainer
 from attnbench.train.sizes import largest_batch
 from attnbench.train.step import Piece, Trainer, check_precision, products_of
@@ -157,10 +157,11 @@ class TrainGroup(Rounds[Learner]):
         """Verify what the timed steps have called: a curve says nothing about them."""
         learner = self._ready[key]
         self._step(key, "check again")
-        builds = cast(Built, learner.trainer.model).builds
+        model = cast(Built, learner.trainer.model)
         again = verify_attention(
-            as_built(learner.attention, builds), builds.problems, self.device, self.seed + 1
-        )
+            learner.attention, model.builds.problems, self.device, self.seed + 1,
+            used=used_in(model),
+        )  # fmt: skip
         if self._truth is not None:
             learner.accuracy = worst([learner.accuracy, again])
 

@@ -29,7 +29,7 @@ from attnbench.measure.kernels import what_ran
 from attnbench.measure.meters import trace
 from attnbench.measure.sampling import Taken
 from attnbench.problem import Problem
-from attnbench.record import Memory, TensorAccuracy
+from attnbench.record import Memory, TensorAccuracy, worst
 from attnbench.rounds import Rounds
 from attnbench.train.generation import clock, counts
 from attnbench.train.generation.clock import Stream, StreamClock, StreamTimer
@@ -40,7 +40,7 @@ from attnbench.train.models.bridge import Builds
 from attnbench.train.models.generate import Generator, Weights, build_reader
 from attnbench.train.models.interface import places
 from attnbench.train.models.readers import Reader
-from attnbench.train.proof import verify_attention
+from attnbench.train.proof import used_in, verify_attention
 from attnbench.train.step import check_precision, products_of
 from attnbench.turns import Send
 
@@ -172,6 +172,8 @@ class GenerateGroup(Rounds[Speaker]):
         if late := speaker.generator.builds.late:
             raise Failed("incorrect", f"it was built in the middle of the timed part: {late[0]}")
         self._check_said(speaker)  # in each process: its times count, too
+        if speaker.attention.kind == "approximate":  # what it said was held against itself alone
+            self._check_used(speaker)
         timer = own.timer
         assert isinstance(timer, StreamTimer)
         gaps = clock.between_s(timer)
@@ -199,6 +201,15 @@ class GenerateGroup(Rounds[Speaker]):
         truth_BnV = truth.without_cache(ids_BS) if is_exact else generator.forced(ids_BS)
         if (fault := truth.missed(truth_BnV, said_Bn, last_B1V)) is not None:
             raise Failed("incorrect", fault)
+
+    def _check_used(self, speaker: Speaker) -> None:
+        """Verify the attention once more, with the very objects that were called."""
+        again = verify_attention(
+            speaker.attention, asked_of(speaker.generator), self.device, self.seed + 1,
+            direction="forward", used=used_in(speaker.generator.reader.body),
+        )  # fmt: skip
+        if self._process == 0:
+            speaker.accuracy = worst([speaker.accuracy, again])
 
     def _inspect(self, key: str) -> None:
         speaker = self._ready[key]

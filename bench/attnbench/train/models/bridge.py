@@ -89,11 +89,6 @@ class Builds:
     _is_sealed: bool = False
 
     @property
-    def shared(self) -> dict[Problem, Any]:
-        """What was built, by problem, where all places use the same."""
-        return {shape.problem(self.direction): built for shape, built in self._shared.items()}
-
-    @property
     def step_mask(self) -> str:
         """The mask of a single query on a cache, the last one, which sees every key.
 
@@ -148,11 +143,23 @@ class Attends(nn.Module):
         self.builds = builds
         self.layout: Layout = builds.attention.layout
         self._calls: dict[Shape, Call] = {}
+        self._built: dict[Shape, Any] = {}
 
     @property
     def problems(self) -> list[Problem]:
         """What was attended to here, in the order of the first calls."""
         return [shape.problem(self.builds.direction) for shape in self._calls]
+
+    @property
+    def used(self) -> dict[Problem, Any]:
+        """What is called here, by problem, as ``build`` would return it: to be verified as it is.
+
+        A module is this place's own, and comes as :class:`Used`; all else is shared.
+        """
+        return {
+            shape.problem(self.builds.direction): Used(x) if isinstance(x, nn.Module) else x
+            for shape, x in self._built.items()
+        }
 
     def forward(
         self,
@@ -205,7 +212,7 @@ class Attends(nn.Module):
         call = _callable(built)
         if self.builds.direction == "forward":
             call = torch.no_grad()(call)  # what has no backward must not seem to have one
-        self._calls[shape] = call
+        self._calls[shape], self._built[shape] = call, built
         return call
 
     def _keep(self, built: nn.Module, shape: Shape) -> None:
@@ -229,6 +236,20 @@ class Attends(nn.Module):
             owner, _, leaf = name.rpartition(".")
             setattr(built.get_submodule(owner), leaf, own)
         self.add_module(f"built_{len(self._modules)}", built)
+
+
+class Used:
+    """A module of one place, called as the place does: with what it has learned, in its dtypes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._call = _callable(module)
+        if hasattr(module, "keep_mask"):
+            self.keep_mask = module.keep_mask
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """What ``build`` promises."""
+        return self._call(*tensors)
 
 
 def _callable(built: Any) -> Call:
