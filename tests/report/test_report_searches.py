@@ -99,3 +99,26 @@ def test_a_search_without_figures_has_no_chart(tmp_path: Path) -> None:
     html = page(tmp_path, tmp_path / "out")
     assert "No setting was measured, right, and within every bound." in html
     assert not re.search('class="search-chart"', html)
+
+
+def test_the_summary_tells_what_a_search_found_and_stays_markdown(tmp_path: Path) -> None:
+    write(tmp_path / f"run.tune-1{SEARCH_FILE}", told(start=HOSTILE, ties=["heads=2: 99 tokens/s"]))
+    render([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out/summary.md").read_text(encoding="utf-8")
+    for words in (
+        "## A search: most tokens/s", "3 tried: done. Drawn by tpe.",
+        "- best: **heads=1**: 100 tokens/s", "- gain: 2 times as good",
+        "- ties: heads=2: 99 tokens/s", "- importance: heads 100 %",
+    ):  # fmt: skip
+        assert words in text
+    assert "<script>" not in text
+
+
+def test_the_summary_of_a_search_without_a_best_says_so(tmp_path: Path) -> None:
+    none = told(best=None, best_said=None, gain=None, importance={}, importance_absent="too few")
+    write(tmp_path / f"run.tune-1{SEARCH_FILE}", none)
+    render([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out/summary.md").read_text(encoding="utf-8")
+    assert "- best: no setting was measured, right, and within every bound" in text
+    assert "- importance: too few" in text
+    assert "- gain" not in text

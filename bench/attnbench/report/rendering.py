@@ -82,7 +82,17 @@ def render(
     )
     drawn = draw_figures(definition, split, looked, loaded.environments, out / "figures")
     text.write_text(
-        summary(definition, split, looked, loaded.environments, problems, drawn, out, simulated),
+        summary(
+            definition,
+            split,
+            looked,
+            loaded.environments,
+            problems,
+            drawn,
+            out,
+            simulated,
+            [search.told for search in searches],
+        ),
         encoding="utf-8",
     )
     return Rendered(html, text, tuple(drawn), problems)
