@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_records import sweep, write_run
+from synthetic_records import record, sweep, write_run
 
+from attnbench import Problem
 from attnbench.report import render
-from attnbench.report.searches import HEIGHT, WIDTH, find_searches, search_view
+from attnbench.report.points import load_points
+from attnbench.report.searches import HEIGHT, WIDTH, find_searches, search_view, without_trials
 from attnbench.tune.told import SEARCH_FILE, Told, ToldTrial, write
 
 HOSTILE = "</p><script>alert(1)</script>"
@@ -122,3 +124,21 @@ def test_the_summary_of_a_search_without_a_best_says_so(tmp_path: Path) -> None:
     assert "- best: no setting was measured, right, and within every bound" in text
     assert "- importance: too few" in text
     assert "- gain" not in text
+
+
+def test_only_the_best_trial_and_the_start_and_what_failed_have_panels(tmp_path: Path) -> None:
+    some = [
+        record(problem=Problem.of(seqlen=n), status=status)
+        for n, status in zip((1, 2, 3, 4, 5), ("ok", "ok", "ok", "incorrect", "ok"), strict=True)
+    ]
+    ids = [r.id for r in some]
+    places = ["kept", "best", "tie", "out"]
+    trials = [
+        ToldTrial(number=n, setting="", said="", place=place, record=tried)
+        for n, (place, tried) in enumerate(zip(places, ids, strict=False))
+    ]
+    view = search_view(told(trials=trials, start_record=ids[0]))
+    points = load_points([write_run(tmp_path, some)]).points
+    kept = {p.record.id for p in without_trials(points, [view])}
+    assert set(ids) - kept == {ids[2]}
+    assert without_trials(points, []) == list(points)
