@@ -5,7 +5,7 @@ Third parties meet these names through ``attnbench.plugin``, which also declares
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -151,6 +151,18 @@ class Attention:
         found. It is read once, kept with the result, and is no part of the point's identity.
         """
         raise Unsupported(f"{self.name} has no build()")
+
+    def build_sequences(
+        self, problems: Sequence[Problem], device: torch.device
+    ) -> Sequence[Callable[..., Any] | ForwardBackward]:
+        """What ``build()`` returns, for the sequences of one padded batch, the longest first.
+
+        A layer with padding asks for packed sequences under a document mask. Where that is
+        not done, each sequence is asked for by itself: its problem has a batch of 1, its
+        own length, and the mask of the layer. Those of equal length are asked for once (with
+        dropout, each by itself). Override it where different lengths share what is learned.
+        """
+        return [self.build(problem, device) for problem in problems]
 
     def exact_options(self, problem: Problem) -> Mapping[str, Value] | None:
         """For approximate methods: the options that make it equal to dense attention.
