@@ -158,9 +158,10 @@ class Attention:
         """What ``build()`` returns, for the sequences of one padded batch, the longest first.
 
         A layer with padding asks for packed sequences under a document mask. Where that is
-        not done, each sequence is asked for by itself: its problem has a batch of 1, its
-        own length, and the mask of the layer. Those of equal length are asked for once (with
-        dropout, each by itself). Override it where different lengths share what is learned.
+        ``Unsupported``, each sequence is asked for by itself, ``own_mask()``, ``flops()`` and
+        ``ideal_bytes()`` too: its problem has a batch of 1, its own length, and the mask of
+        the layer. Those of equal length are built once (with dropout, each by itself), and
+        called one after the other. Override it where lengths share what is learned.
         """
         return [self.build(problem, device) for problem in problems]
 
@@ -168,6 +169,7 @@ class Attention:
         """For approximate methods: the options that make it equal to dense attention.
 
         None if there are none. The battery turns this knob and expects the exact answer.
+        Of sequences that are asked for by themselves the longest decides.
         """
         return None
 
