@@ -17,7 +17,10 @@ from attnbench.masks.base import Coverage, Mask, Predicate, Table
 
 @dataclass(frozen=True)
 class Packed(Mask):
-    """Nobody looks outside their own sequence, and inside as its mask says at its length."""
+    """Nobody looks outside their own sequence, and inside as its mask says at its length.
+
+    Its predicate looks at the positions that it is asked about, and so cannot be compiled.
+    """
 
     kind: ClassVar[str] = "packed"
     lengths: tuple[int, ...] = ()
@@ -55,13 +58,16 @@ class Packed(Mask):
         inner = [mask.predicate(length, length, table) for mask, length in distinct]
 
         def allows(q: Any, k: Any) -> Any:
-            allowed = sequence[q] != sequence[q]  # nowhere
+            together = sequence[q] == sequence[k]
+            allowed = together & False
             for index, (_, length) in enumerate(distinct):
-                # Places of longer sequences are brought into range; what is said of them is not
-                # asked.
+                is_of = number[q] == index
+                if not is_of.any():  # most are not, in a tile of a few queries
+                    continue
+                # Places in longer sequences are brought into range: nobody asks about those.
                 seen = inner[index](place[q] % length, place[k] % length)
-                allowed = allowed | ((number[q] == index) & seen)
-            return allowed & (sequence[q] == sequence[k])
+                allowed = allowed | (is_of & seen)
+            return together & allowed
 
         return allows
 
