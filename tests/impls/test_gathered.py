@@ -83,6 +83,14 @@ def test_every_mask_is_right_where_lengths_differ(mask: str, lengths: tuple[int,
     assert_right("gathered", problem, block=16)
 
 
+@pytest.mark.parametrize("seqlen_q", [64, 65, 66])
+def test_distances_are_right_where_one_remainder_has_a_query_before_all_keys(seqlen_q: int) -> None:
+    """Broken: such a remainder's first tile taken for the next of the band of those before."""
+    mask = "strided:stride=4,causal=false"
+    shape = {"heads": 2, "seqlen_q": seqlen_q, "seqlen_k": 64, "head_dim": 8}
+    assert_right("gathered", Problem.of(**shape, mask=mask, alibi=True, direction="both"), block=16)
+
+
 @pytest.mark.parametrize(
     "mask", ["causal", "strided:stride=2", "bigbird:block=4", "window:window=9"]
 )
