@@ -11,7 +11,7 @@ import torch
 from shelf import CPU, assert_right, implementation, module_of, solve
 
 from attnbench import Problem, Unsupported, make_inputs, parse_mask
-from attnbench.battery import CASES, run_case
+from attnbench.battery import CASES, Case, run_case
 from attnbench.claim import claim_of
 from attnbench.oracle import reference
 
@@ -106,6 +106,7 @@ QUICK = (
     "softcap-causal-gradients", "alibi-causal-cross-gradients", "decode-gqa", "backward-alone",
     "strides-qkv-gradients", "strides-expanded-gradients", "batch-apart-nan-gradients",
     "repeats-gradients", "nan-in-q-causal", "nan-in-k-causal", "nan-in-v",
+    "layer-relative-gradients", "layer-relative-gqa-gradients",
 )  # fmt: skip
 LEFT_OUT = ("does not do softcap", "does not do ALiBi", "an approximate method may never look")
 
@@ -132,6 +133,19 @@ def test_the_whole_battery_finds_nothing_wrong_with_a_small_knob(name: str) -> N
 def test_the_battery_finds_nothing_wrong_as_they_are(name: str) -> None:
     results = [run_case(implementation(name), case, CPU) for case in CASES]
     assert [(r.case.name, r.reason) for r in results if r.status in ("incorrect", "error")] == []
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("name", ["gathered", *sorted(SMALL)])
+def test_layers_with_a_relative_bias_are_right(name: str, mask: str) -> None:
+    """Two tiles and more; with the knob turned to dense, as in the battery, too."""
+    problem = Problem.of(
+        level="layer", position="relative", batch=2, heads=4, heads_kv=2, seqlen=72, head_dim=8,
+        mask=mask, direction="both",
+    )  # fmt: skip
+    result = run_case(implementation(name, **SMALL.get(name, {})), Case("relative", problem), CPU)
+    assert result.status == "ok", result.reason
+    assert "dtable" in result.accuracy
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
