@@ -19,7 +19,7 @@ from attnbench import Problem
 
 from .found import Found, merged
 from .logits import Logits
-from .pairs import add_pairs
+from .pairs import add_pairs, by_key_head
 from .plan import plan
 from .steps import steps
 from .tiles import Part
@@ -58,7 +58,7 @@ class Gathered:
     ) -> tuple[torch.Tensor, Saved]:
         """The output, and what the backward begins with; at most one learned bias."""
         operands = self._operands(q_BHMD, k_BGND, v_BGNE)
-        bias = [self._by_key_head(x) for x in learned_HMN]
+        bias = [by_key_head(x, self.problem.heads_kv) for x in learned_HMN]
         first, *others = (self._forward_part(part, *operands, *bias) for part in self.parts)
         for other in others:
             first = merged(first, other)
@@ -79,7 +79,7 @@ class Gathered:
         top_XRM1 = top_XRM1.masked_fill(top_XRM1 == float("-inf"), 0.0)
         totals = [torch.zeros_like(x) for x in (q_XRMD, k_XND, v_XNE)]
         dbias = [torch.zeros(x.shape, dtype=self.work, device=x.device) for x in learned]
-        pairs = [self._by_key_head(x) for x in (*learned, *dbias)]
+        pairs = [by_key_head(x, self.problem.heads_kv) for x in (*learned, *dbias)]
         for part in self.parts:
             rows = (q_XRMD, grad_XRME, top_XRM1, delta_XRM1)
             if part.order is None:
@@ -105,10 +105,6 @@ class Gathered:
         q_XRMD = q_BHMD.to(self.work).reshape(heads, -1, *q_BHMD.shape[2:])
         k_XND, v_XNE = (x.to(self.work).reshape(heads, *x.shape[2:]) for x in (k_BGND, v_BGNE))
         return q_XRMD, k_XND, v_XNE
-
-    def _by_key_head(self, bias_HMN: torch.Tensor) -> torch.Tensor:
-        """A view ``(G, R, M, N)``."""
-        return torch.unflatten(bias_HMN, 0, (self.problem.heads_kv, -1))
 
     # ---- forward ---------------------------------------------------------------------
 

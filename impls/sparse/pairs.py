@@ -1,12 +1,12 @@
 """What one step reads and writes of whole matrices of pairs: a learned bias, its gradient.
 
-Views where queries and keys lie side by side, of a band's tiles too; places in the sequence
-where they do not. One bias is for all batch entries: what a step has of several of them
-reads the same pairs, and is added up there, entry by entry.
+Views where queries and keys lie side by side, of a band's tiles too; a list of pairs where
+they do not. One bias is for all batch entries: what a step has of several of them reads
+the same pairs, and is added up there, entry by entry.
 
-Letters: G = heads_kv, R = query heads that share a key head, M = seqlen_q, N = seqlen_k;
-x = heads of all entries, or tiles, of a step (see ``views``), g = key heads of one entry,
-t = tiles, m and n = queries and keys of one tile.
+Letters: H = heads_q, G = heads_kv, R = query heads that share a key head, M = seqlen_q,
+N = seqlen_k, P = M · N; x = heads of all entries, or tiles, of a step (see ``steps``),
+g = key heads of one entry, t = tiles, m and n = queries and keys of one tile, p = t · m · n.
 """
 
 from __future__ import annotations
@@ -18,31 +18,42 @@ import torch
 from .tiles import Part, Tile
 
 
+def by_key_head(x_HMN: torch.Tensor, heads_kv: int) -> torch.Tensor:
+    """``(G, R, M, N)``, a view; but a copy where pairs do not lie evenly in memory."""
+    x_GRP = torch.unflatten(x_HMN, 0, (heads_kv, -1)).flatten(2)
+    return torch.unflatten(x_GRP, 2, x_HMN.shape[1:])
+
+
 def add_bias(
     logits_xRmn: torch.Tensor, bias_GRMN: torch.Tensor, part: Part, tile: Tile, heads: slice
 ) -> None:
     """Add to the logits of a step what the bias is for its pairs."""
-    places = _places(part, tile, bias_GRMN.device)
+    listed_p = _listed(part, tile, bias_GRMN)
     for own, shared in _entries(heads, len(bias_GRMN), tile.repeats):
-        if places is None:
-            logits_xRmn[own] += _view(bias_GRMN[shared], tile)
-        else:
-            bias_gRtmn = bias_GRMN[shared][:, :, places[0], places[1]]
-            logits_xRmn[own] += bias_gRtmn.movedim(2, 1).flatten(0, 1)
+        bias_gRMN, own_xRmn = bias_GRMN[shared], logits_xRmn[own]
+        if listed_p is None:
+            own_xRmn += _view(bias_gRMN, tile)
+            continue
+        bias_gRP = bias_gRMN.view(*bias_gRMN.shape[:2], -1)
+        bias_gRp = bias_gRP.gather(2, listed_p.expand(*bias_gRP.shape[:2], -1))
+        bias_gRtmn = torch.unflatten(bias_gRp, 2, (tile.repeats, *own_xRmn.shape[2:]))
+        own_xRmn += bias_gRtmn.movedim(2, 1).flatten(0, 1)
 
 
 def add_pairs(
-    total_GRMN: torch.Tensor, part: Part, tile: Tile, heads: slice, own_xRmn: torch.Tensor
+    total_GRMN: torch.Tensor, part: Part, tile: Tile, heads: slice, step_xRmn: torch.Tensor
 ) -> None:
     """Add to the bias's gradient that of a step's logits."""
-    places = _places(part, tile, total_GRMN.device)
+    listed_p = _listed(part, tile, total_GRMN)
     for own, shared in _entries(heads, len(total_GRMN), tile.repeats):
-        total_gRMN = total_GRMN[shared]
-        if places is None:
-            _view(total_gRMN, tile).add_(own_xRmn[own])
-        else:  # no pair is in two tiles of a step
-            own_gtRmn = torch.unflatten(own_xRmn[own], 0, (len(total_gRMN), -1))
-            total_gRMN[:, :, places[0], places[1]] += own_gtRmn.movedim(1, 2)
+        total_gRMN, own_xRmn = total_GRMN[shared], step_xRmn[own]
+        if listed_p is None:
+            _view(total_gRMN, tile).add_(own_xRmn)
+            continue
+        total_gRP = total_gRMN.view(*total_gRMN.shape[:2], -1)
+        own_gRtmn = torch.unflatten(own_xRmn, 0, (len(total_gRP), -1)).movedim(1, 2)
+        places_gRp = listed_p.expand(*total_gRP.shape[:2], -1)  # no pair is in two tiles
+        total_gRP.scatter_add_(2, places_gRp, own_gRtmn.flatten(2))
 
 
 def _entries(heads: slice, count: int, repeats: int) -> Iterator[tuple[slice, slice]]:
@@ -66,12 +77,14 @@ def _view(x_gRMN: torch.Tensor, tile: Tile) -> torch.Tensor:
     return band_gRmnt.movedim(-1, 1).flatten(0, 1)  # g or t is 1, so that this is no copy
 
 
-def _places(
-    part: Part, tile: Tile, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Places in the sequence of queries ``(t, m, 1)`` and keys ``(t, 1, n)``; None: views do."""
+def _listed(part: Part, tile: Tile, x_GRMN: torch.Tensor) -> torch.Tensor | None:
+    """The pairs of a step as places in P, of queries and keys as the sequence has them.
+
+    None where views do.
+    """
     if part.order is None and isinstance(tile.keys, slice):
         return None
+    device = x_GRMN.device
     queries_tm = _indices(_along(tile.rows, tile), device).view(tile.repeats, -1)
     if isinstance(tile.keys, slice):
         keys_tn = _indices(_along(tile.keys, tile), device).unfold(0, tile.count, tile.height)
@@ -79,7 +92,7 @@ def _places(
         keys_tn = tile.keys[None]
     if part.order is not None:
         queries_tm, keys_tn = part.order[0][queries_tm], part.order[1][keys_tn]
-    return queries_tm[:, :, None], keys_tn[:, None]
+    return (queries_tm[:, :, None] * x_GRMN.shape[-1] + keys_tn[:, None]).flatten()
 
 
 def _along(where: slice, tile: Tile) -> slice:

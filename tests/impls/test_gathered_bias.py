@@ -98,13 +98,16 @@ def test_pairs_that_are_not_visible_have_a_gradient_of_exactly_zero(mask: str) -
     assert dbias_HMN[:, seen_MN].count_nonzero() > 0.9 * problem.heads_q * int(seen_MN.sum())
 
 
-def test_a_bias_with_strides_of_its_own_is_read_like_any_other() -> None:
-    """A layer's is a table looked up, heads last in memory."""
-    problem = of("window:window=5")
+@pytest.mark.parametrize("mask", ["views of a band", "lists of keys"])
+def test_a_bias_with_strides_of_its_own_is_read_like_any_other(mask: str) -> None:
+    """A layer's is a table looked up, heads last in memory; a model's may be cut from a longer."""
+    problem = of(MASKS[mask])
     bias_HMN = drawn(problem)
     turned_HMN = bias_HMN.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    plain, turned = (solved(problem, x, block=4) for x in (bias_HMN, turned_HMN))
-    assert all(torch.equal(turned[name], x) for name, x in plain.items())
+    cut_HMN = torch.nn.functional.pad(bias_HMN, (3, 5))[:, :, 3:-5]
+    plain, *others = (solved(problem, x, block=4) for x in (bias_HMN, turned_HMN, cut_HMN))
+    for other in others:
+        assert all(torch.equal(other[name], x) for name, x in plain.items())
 
 
 # ---- broken ------------------------------------------------------------------------------
@@ -125,8 +128,13 @@ def _first_entry_only(pairs: ModuleType) -> tuple[str, Any]:
 
 def _no_order(pairs: ModuleType) -> tuple[str, Any]:
     """Places in a part's order, taken for places in the sequence."""
-    whole = pairs._places
-    return "_places", lambda own_part, *more: whole(type(own_part)(None, ()), *more)
+    whole = pairs._listed
+
+    def listed(own_part: Any, tile: Any, x: torch.Tensor) -> Any:
+        order = own_part.order and tuple(torch.arange(len(of_M)) for of_M in own_part.order)
+        return whole(type(own_part)(order, ()), tile, x)
+
+    return "_listed", listed
 
 
 def _no_band(pairs: ModuleType) -> tuple[str, Any]:
