@@ -279,7 +279,9 @@ def test_a_backend_that_cannot_run_says_why_and_nothing_else_runs() -> None:
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_a_backend_is_asked_for_the_own_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_is_asked_for_the_own_mask_and_a_bias_is_its_business(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Problem] = []
 
     class Other:
@@ -290,10 +292,11 @@ def test_a_backend_is_asked_for_the_own_mask(name: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(module_of(name), "implementation", lambda backend: Other())
     method = implementation(name, **SMALL[name], backend="flex")
-    problem = Problem.of(heads=1, seqlen=64, head_dim=8, mask="causal")
+    problem = Problem.of(heads=1, seqlen=64, head_dim=8, mask="causal", bias=True)
     method.supports(problem, CPU)
     method.build(problem, CPU)
     assert [str(p.mask) for p in asked] == 2 * [claims(name, problem, **SMALL[name])]
+    assert all(p.bias for p in asked)
 
 
 @pytest.mark.slow
@@ -305,3 +308,11 @@ def test_flex_solves_the_same_mask(name: str) -> None:
         for backend in ("gather", "flex")
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["window", "bigbird"])
+def test_flex_adds_a_relative_bias_under_the_same_mask(name: str) -> None:
+    case = BY_NAME["layer-relative-gqa"]
+    result = run_case(implementation(name, **SMALL[name], backend="flex"), case, CPU)
+    assert result.status == "ok", result.reason
