@@ -8,7 +8,9 @@ segments (the paper's pooling), ``identity`` as each key itself, which with rank
 dense attention.
 
 Every mixture holds every key: causal masks, or any others, have no definition, and neither
-has a decode step, as E and F belong to one length.
+has a decode step, as E and F belong to one length. Where sequences of a batch are padded to
+one length, keys and values of padding are zeros, so that a shorter sequence meets the first
+columns of E and F.
 
 Letters: B = batch, H = heads_q, G = heads_kv, M = seqlen_q, N = seqlen_k, r = rank,
 D = head_dim, E = head_dim_v.
@@ -17,7 +19,7 @@ D = head_dim, E = head_dim_v.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +64,10 @@ class Linformer(Attention):
         rank, begin = int(self.options["rank"]), str(self.options["projections"])
         return Mixed(problem, device, rank, begin, shared=bool(self.options["shared"]))
 
+    def build_sequences(self, problems: Sequence[Problem], device: torch.device) -> list[Mixed]:
+        """The longest sequence's E and F, which all share."""
+        return [self.build(problems[0], device)] * len(problems)
+
     def exact_options(self, problem: Problem) -> Mapping[str, int | str]:
         """Each key its own mixture."""
         return {"rank": problem.seqlen_k, "projections": "identity"}
@@ -88,7 +94,10 @@ class Linformer(Attention):
 
 
 class Mixed(nn.Module):
-    """One problem's Linformer, with parameters ``mix_k_rN`` (E) and ``mix_v_rN`` (F)."""
+    """One problem's Linformer, with parameters ``mix_k_rN`` (E) and ``mix_v_rN`` (F).
+
+    Fewer keys than N are taken for N whose last are zeros.
+    """
 
     def __init__(
         self, problem: Problem, device: torch.device, rank: int, begin: str, *, shared: bool
@@ -140,6 +149,9 @@ def _attend(
 
 def _mixed(mix_rN: torch.Tensor, x_BNGD: torch.Tensor) -> torch.Tensor:
     """``(B, G, r, D)``."""
+    keys = x_BNGD.shape[1]
+    if keys < mix_rN.shape[1]:
+        mix_rN = mix_rN[:, :keys]
     mixed_BrC = mix_rN @ x_BNGD.flatten(2)
     return torch.unflatten(mixed_BrC, 2, x_BNGD.shape[2:]).transpose(1, 2)
 

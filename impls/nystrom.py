@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from attnbench import Attention, Problem, Unsupported, register
 
 _INVERSES = ("iterated", "exact")
+_ITERATIONS = 6  # the paper's
 _RCOND = 1e-10  # singular values below this share of the largest are none
 
 
@@ -37,7 +38,7 @@ class Nystrom(Attention):
     features = frozenset({"backward", "gqa", "head_dim_v", "scale"})
     masks = ("full",)
     dtypes = ("float64", "float32", "bfloat16", "float16")
-    options = {"landmarks": 64, "inverse": "iterated", "iterations": 6}
+    options = {"landmarks": 64, "inverse": "iterated", "iterations": _ITERATIONS}
     version = torch.__version__
     source = "Xiong et al. 2021, Nyströmformer, arXiv 2102.03902"
 
@@ -57,6 +58,11 @@ class Nystrom(Attention):
             raise Unsupported(f"inverse is {' or '.join(_INVERSES)}, got {inverse!r}")
         if int(self.options["iterations"]) < 1:
             raise Unsupported(f"iterations must be at least 1, got {self.options['iterations']}")
+        if inverse == "exact" and self.options["iterations"] != _ITERATIONS:
+            raise Unsupported(
+                f"inverse exact does not iterate: leave iterations at {_ITERATIONS}, "
+                f"got {self.options['iterations']}"
+            )
 
     def build(self, problem: Problem, device: torch.device) -> Restored:
         iterations = int(self.options["iterations"])
@@ -65,7 +71,7 @@ class Nystrom(Attention):
 
     def exact_options(self, problem: Problem) -> Mapping[str, int | str]:
         """Each token its own landmark."""
-        return {"landmarks": problem.seqlen_k, "inverse": "exact"}
+        return {"landmarks": problem.seqlen_k, "inverse": "exact", "iterations": _ITERATIONS}
 
     def flops(self, problem: Problem) -> int:
         """``4·N·L·(D + E) + 2·L²·(D + E) + 8·L³`` an iteration, for each query head.

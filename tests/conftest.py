@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 pytest_plugins = ["pytester"]
+
+# Before torch is imported, and for every process that a test starts: threads that wait for one
+# another on a machine that several test processes share make small shapes ten times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ from typing import Any
 import made_records
 import pytest
 from helpers import Ended, attnbench
-from versions import ONE_THREAD, attend, commit, git, row, two_versions, write
+from versions import attend, commit, git, row, two_versions, write
 
 from attnbench import registry, store
 from attnbench.against import Brought, Versions, base_file, brought_out, make_plan_of_both
@@ -45,16 +45,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ended(project: Path) -> Ended:
     """The run that most tests look at."""
     words = ("run", "tiny.toml", "--against", "HEAD", "--no-report")
-    return attnbench(*words, cwd=project, env=ONE_THREAD)
+    return attnbench(*words, cwd=project)
 
 
 @pytest.fixture(scope="module")
 def session(project: Path, ended: Ended) -> Iterator[Session]:
     """One for all further commands: a new one for each would take longer than all of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        with open_session(project, "cpu") as opened:
-            yield opened
+    with open_session(project, "cpu") as opened:
+        yield opened
 
 
 Run = Callable[..., Ended]

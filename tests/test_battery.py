@@ -266,13 +266,37 @@ def test_the_healthy_implementation_passes_every_case_it_does() -> None:
     results = [run_case(made(plain), case, CPU) for case in CASES]
     wrong = [(r.case.name, r.status, r.reason) for r in results if r.status not in ("ok",)]
     assert {name.removesuffix("-gradients") for name, *_ in wrong} == {
-        "dropout", "dropout-causal-gqa", "layer-relative", "layer-padding-relative",
+        "dropout", "dropout-causal-gqa", "layer-relative", "layer-relative-gqa",
+        "layer-padding-relative",
     }  # fmt: skip
     assert {(status, reason) for _, status, reason in wrong} == {
         ("unsupported", "does not do dropout"),
         ("unsupported", "does not do a learned bias on the logits"),
     }
     assert all(r.accuracy for r in results if r.status == "ok" and r.case.check.__name__ == "right")
+
+
+class PairsBiasesWrongly(Attention):
+    """Gives each query head the bias of another that has its place beside another key head."""
+
+    name = "broken"
+    features = Attention.features | {"bias"}
+
+    def build(self, problem: Problem, device: torch.device) -> Call:
+        p = problem
+        hidden_MN = ~p.mask.dense(p.seqlen_q, p.seqlen_k)
+
+        def attend(q: Any, k: Any, v: Any, bias_HMN: torch.Tensor) -> torch.Tensor:
+            bias = torch.unflatten(bias_HMN, 0, (p.heads_kv, -1)).transpose(0, 1).flatten(0, 1)
+            logits = q @ values(k, p).mT * p.softmax_scale + bias
+            return logits.masked_fill(hidden_MN, float("-inf")).softmax(-1) @ values(v, p)
+
+        return attend
+
+
+def test_a_bias_of_another_head_is_caught_where_heads_share_keys() -> None:
+    assert run(PairsBiasesWrongly(), "layer-relative-gqa").status == "incorrect"
+    assert run(PairsBiasesWrongly(), "layer-relative-gradients").status == "ok"
 
 
 # ---- states, own backwards, dropout ------------------------------------------------------

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from helpers import BROKEN, HEALTHY, attnbench, command, write_suite
+from rich.console import Console
 
 from attnbench import __version__
 from attnbench.cli import main
+from attnbench.commands import render, run_
+from attnbench.suite import load_suite
 
 HEAVY = ("torch", "pandas", "numpy", "matplotlib", "altair", "rich")
 
@@ -195,3 +199,17 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"attnbench {__version__}\n"
+
+
+def test_runs_in_other_places_have_pages_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = []
+    monkeypatch.setattr(render, "page", lambda _, files, out, **__: rendered.append(out))
+    suite = load_suite(write_suite(tmp_path))
+    for place in (None, tmp_path / "results", tmp_path / "tried/night"):
+        asked = argparse.Namespace(project=tmp_path, results=place, no_report=False)
+        file = (place or tmp_path / "results") / "machine/tiny-1.jsonl"
+        run_.show_page(Console(), asked, suite, file)
+    out = tmp_path / "reports/out"
+    assert rendered == [out / "machine/tiny", out / "machine/tiny", out / "night/machine/tiny"]

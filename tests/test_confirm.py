@@ -10,7 +10,7 @@ from typing import Any
 import made_records
 import pytest
 from helpers import Ended, attnbench
-from versions import ONE_THREAD, attend, row, two_versions, write
+from versions import attend, row, two_versions, write
 
 from attnbench import store
 from attnbench.commands.rerun import Asked
@@ -34,13 +34,13 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
     two_versions(folder)
     write(folder, wrong=attend("wrong", seconds=0.011))
     words = ("run", "tiny.toml", "--against", "HEAD", "--no-report")
-    first = attnbench(*words, cwd=folder, env=ONE_THREAD)
+    first = attnbench(*words, cwd=folder)
     assert first.code == 1, first.text
     base, new = sides(folder)
     doctored = [slower(r) if r.implementation.name != "slow" else r for r in new[1]]
     new[0].write_text("".join(r.to_line() for r in doctored))
     write(folder, wrong=attend("wrong", seconds=0.012))
-    return attnbench("compare", base[0], new[0], "--confirm", cwd=folder, env=ONE_THREAD), folder
+    return attnbench("compare", base[0], new[0], "--confirm", cwd=folder), folder
 
 
 def sides(folder: Path) -> tuple[tuple[Path, list[Record]], tuple[Path, list[Record]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,18 @@ import torch
 from attnbench.measure import pinning
 
 MASK = os.sched_getaffinity(0)
-needs_openmp = pytest.mark.skipif(
-    isinstance(pinning.plan({}), str), reason=f"cannot pin here: {pinning.plan({})}"
-)
+
+
+@pytest.fixture
+def team() -> Iterator[list[int]]:
+    """The CPUs of two threads; other tests have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    planned = pinning.plan({})
+    if isinstance(planned, str):
+        pytest.skip(f"cannot pin here: {planned}")
+    yield planned
+    torch.set_num_threads(before)
 
 
 def cores(folder: Path, *siblings: str) -> Path:
@@ -55,18 +65,15 @@ def test_what_the_user_has_settled_stays(name: str, monkeypatch: pytest.MonkeyPa
         assert os.sched_getaffinity(0) == MASK
 
 
-@needs_openmp
-def test_the_team_is_bound_inside_and_free_again_after() -> None:
+def test_the_team_is_bound_inside_and_free_again_after(team: list[int]) -> None:
     torch.randn(1 << 20).add_(1)  # the team is there
-    planned = pinning.plan({})
-    assert isinstance(planned, list)
     with pinning.pinned():
         bound = [mask for mask in masks_of_threads() if len(mask) == 1]
-        assert sorted(bound) == sorted({cpu} for cpu in planned[1:])
+        assert sorted(bound) == sorted({cpu} for cpu in team[1:])
     assert all(mask == MASK for mask in masks_of_threads())
 
 
-@needs_openmp
+@pytest.mark.usefixtures("team")
 def test_threads_that_a_plugin_starts_while_it_is_sampled_may_run_everywhere() -> None:
     seen: list[set[int]] = []
     with pinning.pinned():
@@ -81,7 +88,7 @@ def test_one_thread_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pinning.plan({}) == "there is one thread"
 
 
-@needs_openmp
+@pytest.mark.usefixtures("team")
 def test_threads_are_let_go_after_a_failure_too() -> None:
     with pytest.raises(LookupError), pinning.pinned():
         raise LookupError

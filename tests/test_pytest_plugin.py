@@ -131,7 +131,7 @@ def run(folder: Path, *words: str, env: dict[str, str] | None = None) -> Ran:
             [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words],
             cwd=folder,
             # One thread: on a busy machine two wait for each other longer than they work.
-            env={**_outside(), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **(env or {})},
+            env={**_outside(), "COLUMNS": "200", **(env or {})},
             capture_output=True,
             text=True,
             timeout=100,

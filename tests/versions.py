@@ -22,9 +22,6 @@ def attend(q, k, v, problem):
     return scaled_dot_product_attention(q, k, v) * {factor}
 '''
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-"""With more, torch waits for a busy machine between any two of them."""
-
 
 def attend(name: str, seconds: float = 0.01, factor: float = 1.0) -> str:
     """A plugin that is as slow, and as wrong, as told."""

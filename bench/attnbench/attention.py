@@ -5,7 +5,7 @@ Third parties meet these names through ``attnbench.plugin``, which also declares
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -152,10 +152,24 @@ class Attention:
         """
         raise Unsupported(f"{self.name} has no build()")
 
+    def build_sequences(
+        self, problems: Sequence[Problem], device: torch.device
+    ) -> Sequence[Callable[..., Any] | ForwardBackward]:
+        """What ``build()`` returns, for the sequences of one padded batch, the longest first.
+
+        A layer with padding asks for packed sequences under a document mask. Where that is
+        ``Unsupported``, each sequence is asked for by itself, ``own_mask()``, ``flops()`` and
+        ``ideal_bytes()`` too: its problem has a batch of 1, its own length, and the mask of
+        the layer. Those of equal length are built once (with dropout, each by itself), and
+        called one after the other. Override it where lengths share what is learned.
+        """
+        return [self.build(problem, device) for problem in problems]
+
     def exact_options(self, problem: Problem) -> Mapping[str, Value] | None:
         """For approximate methods: the options that make it equal to dense attention.
 
         None if there are none. The battery turns this knob and expects the exact answer.
+        Of sequences that are asked for by themselves the longest decides.
         """
         return None
 

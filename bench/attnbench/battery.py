@@ -140,6 +140,8 @@ def _layers() -> Iterator[tuple[str, dict[str, Any]]]:
     layer = {"level": "layer"}
     for position in get_args(Position):
         yield f"layer-{position}", {**layer, "position": position, "mask": "causal"}
+    shared = {"heads_q": 4, "heads_kv": 2, "mask": "causal"}
+    yield "layer-relative-gqa", {**layer, **shared, "position": "relative"}
     yield "layer-padding", {**layer, "padding": 0.4}
     yield "layer-padding-rope", {**layer, "padding": 0.4, "mask": "causal", "position": "rope"}
     yield "layer-padding-relative", {**layer, "padding": 0.4, "position": "relative"}

@@ -19,6 +19,7 @@ import torch
 from attnbench.attention import Attention, Unsupported
 from attnbench.claim import claim_of
 from attnbench.inputs import Inputs
+from attnbench.layer.inside import asked
 from attnbench.level import execution_of, inputs_of, yardstick_of
 from attnbench.problem import Problem
 from attnbench.record import TensorAccuracy
@@ -44,8 +45,13 @@ class Trial:
     note: str | None = None  # worth telling, though nothing is wrong
 
     def __post_init__(self) -> None:
-        self.claim = claim_of(self.implementation, self.problem)
         self._execution = execution_of(self.implementation, self.problem, self.device)
+        self.claim = claim_of(self.implementation, self.problem, is_apart=self.is_apart)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether sequences of a padded layer are solved one after another."""
+        return self._execution.is_apart
 
     @property
     def is_approximate(self) -> bool:
@@ -135,11 +141,18 @@ def right_on_new_contents(trial: Trial) -> None:
 
 
 def _right_when_exact(trial: Trial) -> None:
-    given = trial.implementation.exact_options(trial.problem.core)
+    longest, *others = asked(trial.problem, is_apart=trial.is_apart)
+    given = trial.implementation.exact_options(longest)
     if given is None:
         return
     cls = type(trial.implementation)
-    exact = Trial(cls(**{**trial.implementation.options, **given}), trial.problem, trial.device)
+    try:
+        exact = Trial(cls(**{**trial.implementation.options, **given}), trial.problem, trial.device)
+    except Unsupported as refusal:
+        if not others:
+            raise
+        trial.note = f"no one setting makes all lengths exact: {refusal}"
+        return
     inputs = exact.inputs()
     accuracy = judge(yardstick_of(trial.problem, inputs), exact.answer(inputs))
     if not passed(accuracy):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnbench.attention import Attention, Unsupported
-from attnbench.masks import Mask
+from attnbench.attention import Attention
+from attnbench.layer.inside import asked
+from attnbench.masks import Mask, Packed
 from attnbench.problem import Problem
 
 
@@ -29,23 +30,32 @@ class Claim:
     is_problems_own: bool
 
 
-def claim_of(implementation: Attention, problem: Problem) -> Claim:
+def claim_of(implementation: Attention, problem: Problem, *, is_apart: bool = False) -> Claim:
     """The claim of an implementation.
+
+    Args:
+        implementation: with its options.
+        problem: what is asked for.
+        is_apart: whether it solves the sequences of a padded layer one after another, as its
+            ``Execution`` tells: its own mask is then that of each.
 
     Raises:
         TypeError: its ``own_mask()`` gives something else than a mask or None.
-        Unsupported: a layer with padding, whose sequences its mask would not keep apart.
     """
     if implementation.kind == "exact":
         return Claim(problem, is_exact=True, is_problems_own=True)
-    asked = problem.core
-    mask = implementation.own_mask(asked)
-    if mask is None:
+    cores = asked(problem, is_apart=is_apart)
+    masks = [mask for core in cores if (mask := _own_mask(implementation, core)) is not None]
+    if len(masks) < len(cores):
         return Claim(problem, is_exact=False, is_problems_own=True)
-    if not isinstance(mask, Mask):
-        raise TypeError(f"own_mask() must return a mask or None, got {type(mask).__name__}")
-    if mask == asked.mask:
+    if masks == [core.mask for core in cores]:
         return Claim(problem, is_exact=True, is_problems_own=True)
-    if problem.padding:
-        raise Unsupported("does not do padding: its own mask is for one sequence, not for several")
-    return Claim(problem.replace(mask=mask), is_exact=True, is_problems_own=False)
+    own = Packed(problem.lengths, tuple(masks)) if is_apart else masks[0]
+    return Claim(problem.replace(mask=own), is_exact=True, is_problems_own=False)
+
+
+def _own_mask(implementation: Attention, problem: Problem) -> Mask | None:
+    mask = implementation.own_mask(problem)
+    if mask is not None and not isinstance(mask, Mask):
+        raise TypeError(f"own_mask() must return a mask or None, got {type(mask).__name__}")
+    return mask

@@ -168,7 +168,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="GLOB",
-        help="implementations instead of the suite's; NAME:key=value sets options",
+        help="implementations instead of the suite's, once for each; NAME:key=value sets options",
     )
     _how(parser)
     parser.add_argument("--problem", action="append", default=[], metavar="ID",

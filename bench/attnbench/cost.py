@@ -94,8 +94,10 @@ def _layer_elements(p: Problem) -> tuple[int, int]:
     queries = p.core.batch * p.core.seqlen_q
     out = queries * p.d_model
     hidden = out if one_state else out + p.batch * p.seqlen_k * p.d_model
-    seen_keys = p.mask.coverage(p.seqlen_q, p.seqlen_k).keys
-    cache = p.batch * p.heads_kv * seen_keys * kv_dims if p.decode else 0
+    cache = 0
+    if p.decode:
+        seen_keys = p.mask.coverage(p.seqlen_q, p.seqlen_k).keys
+        cache = p.batch * p.heads_kv * seen_keys * kv_dims
     return weights + hidden + cache + out, 2 * (weights + hidden) + out
 
 

@@ -35,10 +35,13 @@ class Execution:
 
     Attributes:
         choices: what ``build()`` chose for itself, as the implementation tells it.
+        is_apart: whether the sequences of a padded layer are solved one after another.
 
     Raises:
         Unsupported: by the implementation, from ``supports()`` or ``build()``.
     """
+
+    is_apart = False
 
     def __init__(
         self, implementation: Attention, problem: Problem, device: torch.device, seed: int = 0
@@ -46,7 +49,7 @@ class Execution:
         self.problem = problem
         self.implementation = implementation
         self.built = self._build(device, seed)
-        self.choices = _choices_of(self._plugins)
+        self.choices = choices_of(self._plugins)
         self._layout = implementation.layout
         self._names: tuple[str, ...] = ("q", "k", "v")  # what there are gradients of
         self._tensors: list[torch.Tensor] = []  # these in the layout, and grad_out
@@ -320,14 +323,19 @@ def build(
     implementation.supports(problem, device)
     torch.manual_seed(seed)  # learned or random state of a method is part of the point
     built = implementation.build(problem, device)
+    check_built(built)
+    return built
+
+
+def check_built(built: Any) -> None:
+    """Raise ``TypeError`` for what cannot be called."""
     if not isinstance(built, ForwardBackward) and not callable(built):
         raise TypeError(
             f"build() must return a callable or a ForwardBackward, got {type(built).__name__}"
         )
-    return built
 
 
-def _choices_of(built: Any) -> dict[str, Value]:
+def choices_of(built: Any) -> dict[str, Value]:
     """``choices`` of what ``build()`` returned, as a record can hold them; none if it has none."""
     told = getattr(built, "choices", {})
     if not isinstance(told, Mapping):

@@ -108,7 +108,8 @@ class Problem:
         self._check_numbers()
         self._check_choices()
         inside.check(self)
-        self.mask.check(self.seqlen_q, self.seqlen_k)
+        core = self.core
+        core.mask.check(core.seqlen_q, core.seqlen_k)
 
     # ---- construction ----------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from attnbench.distance import distances, weights_distance
 from attnbench.execution import Execution
 from attnbench.failure import Failed
 from attnbench.inputs import AnyInputs, make_inputs
+from attnbench.layer.inside import asked
 from attnbench.level import execution_of, inputs_of, yardstick_of
 from attnbench.measure import figures
 from attnbench.measure.clock import Clock, clock_for
@@ -48,19 +49,13 @@ class Contender:
     key: str
     implementation: Attention
     claim: Claim
-    execution: Execution | None = None
+    running: Execution
     watch: Watch | None = None
     accuracy: dict[str, TensorAccuracy] = field(default_factory=dict)
     figures: dict[str, Samples | None] = field(default_factory=dict)  # as the record has them
     about: dict[str, Any] = field(default_factory=dict)  # further fields of the record
     sampled_s: float = 0.0  # in warm-up and rounds
     judge_s: float = 0.0  # what verifying it once has cost
-
-    @property
-    def running(self) -> Execution:
-        """The built execution."""
-        assert self.execution is not None
-        return self.execution
 
     @property
     def watched(self) -> Watch:
@@ -95,18 +90,16 @@ class Group(Rounds[Contender]):
     def _build_and_verify(self, told: dict[str, Any], inputs: AnyInputs) -> None:
         self._step(told["key"], "import")
         implementation = registry.make(told)
-        claim = claim_of(implementation, self.problem)
-        contender = Contender(told["key"], implementation, claim)
-        self._step(contender.key, "build")
-        contender.execution = execution_of(
-            contender.implementation, self.problem, self.device, self.seed
-        )
-        self._choices[contender.key] = contender.execution.choices
-        contender.watch = Watch(contender.execution, self.device)
+        self._step(told["key"], "build")
+        execution = execution_of(implementation, self.problem, self.device, self.seed)
+        claim = claim_of(implementation, self.problem, is_apart=execution.is_apart)
+        contender = Contender(told["key"], implementation, claim, execution)
+        self._choices[contender.key] = execution.choices
+        contender.watch = Watch(execution, self.device)
         self._step(contender.key, "verify")
-        contender.execution.load(inputs)
+        execution.load(inputs)
         contender.watch.loaded()
-        contender.execution.step()
+        execution.step()
         synchronize(self.device)
         if self._process == 0:
             judging = time.perf_counter()
@@ -168,10 +161,13 @@ class Group(Rounds[Contender]):
     def _given_up(self, contender: Contender, seed: int, inputs: AnyInputs) -> dict[str, Any]:
         """What an approximate method costs by its own formula, and how far off it is."""
         implementation = contender.implementation
-        p, core = self.problem, self.problem.core
+        p = self.problem
+        cores = asked(p, is_apart=contender.running.is_apart)
+        flops = sum(implementation.flops(core) for core in cores)
+        ideal_bytes = sum(implementation.ideal_bytes(core) for core in cores)
         told: dict[str, Any] = {
-            "flops": cost.around(implementation.flops(core), p, cost.flops),
-            "ideal_bytes": cost.around(implementation.ideal_bytes(core), p, cost.ideal_bytes),
+            "flops": cost.around(flops, p, cost.flops),
+            "ideal_bytes": cost.around(ideal_bytes, p, cost.ideal_bytes),
         }
         if self.problem.dropout_p == 0:
             yardstick = self._yardstick(self.problem, seed, inputs)

@@ -20,8 +20,10 @@ from torch import nn
 
 from attnbench import Attention, Problem, Unsupported, register
 
-from .features import Elu, Positive, ReluByPosition, Trigonometric, orthogonal_gaussian
+from .features import Elu, Features, Positive, ReluByPosition, Trigonometric, orthogonal_gaussian
 from .products import attend, attend_causally
+
+_ELEMENTS = 1 << 19  # of features at a time: 2 MiB, in a cache
 
 
 class OfFeatures(Attention):
@@ -43,12 +45,10 @@ class OfFeatures(Attention):
     def build(self, problem: Problem, device: torch.device) -> nn.Module:
         work = torch.promote_types(problem.torch_dtype, torch.float32)
         features = self.make_features(problem, work, device)
-        return Summed(problem, features, int(self.options["chunk"]))
+        return Summed(problem, features, self.width(problem), int(self.options["chunk"]))
 
-    def make_features(
-        self, problem: Problem, dtype: torch.dtype, device: torch.device
-    ) -> nn.Module:
-        """A module that takes ``(q, k)`` to their features."""
+    def make_features(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> Features:
+        """A module that takes queries and keys to their features."""
         raise Unsupported(f"{self.name} has no features")
 
     def width(self, problem: Problem) -> int:
@@ -85,9 +85,10 @@ class OfFeatures(Attention):
 class Summed(nn.Module):
     """One problem's attention by sums over features."""
 
-    def __init__(self, problem: Problem, features: nn.Module, chunk: int) -> None:
+    def __init__(self, problem: Problem, features: Features, width: int, chunk: int) -> None:
         super().__init__()
         self.features = features
+        self.width = width
         self.chunk = chunk if problem.mask.kind == "causal" else None
         self.dtype = torch.promote_types(problem.torch_dtype, torch.float32)
 
@@ -96,13 +97,27 @@ class Summed(nn.Module):
     ) -> torch.Tensor:
         """``(B, H, M, E)``, in the dtype of q."""
         q_BGRMD = torch.unflatten(q_BHMD.to(self.dtype), 1, (k_BGND.shape[1], -1))
-        phi_q_BGRMF, phi_k_BGNF = self.features(q_BGRMD, k_BGND.to(self.dtype))
-        v_BGNE = v_BGNE.to(self.dtype)
+        k_BGND, v_BGNE = k_BGND.to(self.dtype), v_BGNE.to(self.dtype)
         if self.chunk is None:
-            out_BGRME = attend(phi_q_BGRMF, phi_k_BGNF, v_BGNE)
+            out_BGRME = attend(
+                self.features, q_BGRMD, k_BGND, v_BGNE, self._rows(q_BGRMD, k_BGND, v_BGNE)
+            )
         else:
+            phi_k_BGNF, top = self.features.keys(k_BGND)
+            phi_q_BGRMF = self.features.queries(q_BGRMD, top)
             out_BGRME = attend_causally(phi_q_BGRMF, phi_k_BGNF, v_BGNE, self.chunk)
         return out_BGRME.flatten(1, 2).to(q_BHMD.dtype)
+
+    def _rows(self, *qkv: torch.Tensor) -> int | None:
+        """How many rows' features are made at a time: on a CPU as many as its cache holds.
+
+        All where a gradient is wanted, because the backward begins with all features.
+        """
+        wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in qkv)
+        if wants_gradient or qkv[0].device.type != "cpu":
+            return None
+        batch, keys, group = qkv[0].shape[:3]
+        return max(1, _ELEMENTS // (batch * keys * group * self.width))
 
 
 @register("linear")
@@ -111,9 +126,7 @@ class Linear(OfFeatures):
 
     source = "Katharopoulos et al. 2020, Transformers are RNNs, arXiv 2006.16236"
 
-    def make_features(
-        self, problem: Problem, dtype: torch.dtype, device: torch.device
-    ) -> nn.Module:
+    def make_features(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> Features:
         return Elu()
 
 
@@ -124,9 +137,7 @@ class Cosformer(OfFeatures):
     features = OfFeatures.features - {"cross"}
     source = "Qin et al. 2022, cosFormer, arXiv 2202.08791"
 
-    def make_features(
-        self, problem: Problem, dtype: torch.dtype, device: torch.device
-    ) -> nn.Module:
+    def make_features(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> Features:
         return ReluByPosition(problem, dtype, device)
 
     def width(self, problem: Problem) -> int:
@@ -141,9 +152,7 @@ class Performer(OfFeatures):
     options = {"features": 256, "seed": 0, "chunk": 128}
     source = "Choromanski et al. 2021, Rethinking Attention with Performers, arXiv 2009.14794"
 
-    def make_features(
-        self, problem: Problem, dtype: torch.dtype, device: torch.device
-    ) -> nn.Module:
+    def make_features(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> Features:
         rows, seed = self.width(problem), int(self.options["seed"])
         projection_FD = orthogonal_gaussian(rows, problem.head_dim, seed, dtype, device)
         return Positive(projection_FD, problem.softmax_scale, causal=problem.mask.kind == "causal")
@@ -168,9 +177,7 @@ class RandomFeatures(OfFeatures):
             count = self.options["features"]
             raise Unsupported(f"features come in pairs of a cosine and a sine, got {count}")
 
-    def make_features(
-        self, problem: Problem, dtype: torch.dtype, device: torch.device
-    ) -> nn.Module:
+    def make_features(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> Features:
         rows, seed = self.drawn(problem), int(self.options["seed"])
         return Trigonometric(orthogonal_gaussian(rows, problem.head_dim, seed, dtype, device))
 

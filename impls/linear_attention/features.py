@@ -1,16 +1,19 @@
 """Feature maps: what makes a method of the family. Each takes queries and keys to features.
 
 ``linear``'s and ``cosformer``'s are formulas; ``performer``'s and ``rfa``'s are random and,
-on average, the exponential of a product. All return ``(φ(q), φ(k))`` of the inputs' dtype; a
-factor on all features of one query cancels, so that each is free to leave it out.
+on average, the exponential of a product. All return features of the inputs' dtype. A factor
+on all features of one query cancels, so that each is free to leave it out. A factor on one
+feature of all keys may be left out too, where the queries' features have it instead: its
+logarithm is the ``top`` that ``keys`` returns and ``queries`` is handed.
 
 Letters: B = batch, G = heads_kv, R = query heads that share a key head, M = seqlen_q,
-N = seqlen_k, D = head_dim, F = features, f = half of them; b = B·G, r = R·M.
+N = seqlen_k, S = either, D = head_dim, F = features, f = half of them; b = B·G, r = R·M.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +22,46 @@ from torch import nn
 from attnbench import Problem
 
 _FLOOR = 1e-30
-Pair = tuple[torch.Tensor, torch.Tensor]
+Top = torch.Tensor | None
+"""``(B, G, 1, F)``: logarithms of what each feature of the keys was divided by; None: 1."""
 
 
-class Elu(nn.Module):
-    """``elu(x) + 1``, of each component."""
+class Features(Protocol):
+    """What each map can do; ``first`` is the position of the first row that is handed."""
 
-    def forward(self, q_BGRMD: torch.Tensor, k_BGND: torch.Tensor) -> Pair:
-        """Features as many as D."""
-        return F.elu(q_BGRMD) + 1, F.elu(k_BGND) + 1
+    def keys(self, k_BGND: torch.Tensor, first: int = 0) -> tuple[torch.Tensor, Top]:
+        """``(B, G, N, F)``, and what they were divided by."""
+
+    def queries(self, q_BGRMD: torch.Tensor, top: Top, first: int = 0) -> torch.Tensor:
+        """``(B, G, R, M, F)``, for keys that were divided by ``top``."""
 
 
-class ReluByPosition(nn.Module):
-    """``relu(q_i)·relu(k_j)·cos(π/2 · (i − j)/N)``, the cosine of a difference taken apart."""
+class OfEach(nn.Module):
+    """A map that is the same for queries and keys, and divides nothing."""
+
+    def keys(self, k_BGND: torch.Tensor, first: int = 0) -> tuple[torch.Tensor, Top]:
+        return self.of(k_BGND, first), None
+
+    def queries(self, q_BGRMD: torch.Tensor, top: Top, first: int = 0) -> torch.Tensor:
+        return self.of(q_BGRMD, first)
+
+    def of(self, x_SD: torch.Tensor, first: int) -> torch.Tensor:
+        """Features of rows that begin at a position: ``(…, S, F)``."""
+        raise TypeError(f"{type(self).__name__} is no map")
+
+
+class Elu(OfEach):
+    """``elu(x) + 1``, of each component: features as many as D."""
+
+    def of(self, x_SD: torch.Tensor, first: int) -> torch.Tensor:
+        return F.elu(x_SD) + 1
+
+
+class ReluByPosition(OfEach):
+    """``relu(q_i)·relu(k_j)·cos(π/2 · (i − j)/N)``, the cosine of a difference taken apart.
+
+    Features twice as many as D; there are as many queries as keys.
+    """
 
     def __init__(self, problem: Problem, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -40,13 +70,12 @@ class ReluByPosition(nn.Module):
         self.cos_N1 = nn.Buffer(angle_N1.cos().to(device, dtype))
         self.sin_N1 = nn.Buffer(angle_N1.sin().to(device, dtype))
 
-    def forward(self, q_BGRMD: torch.Tensor, k_BGND: torch.Tensor) -> Pair:
-        """Features twice as many as D; as many queries as keys."""
-        return self._features(q_BGRMD), self._features(k_BGND)
-
-    def _features(self, x_ND: torch.Tensor) -> torch.Tensor:
-        x_ND = x_ND.relu()
-        return torch.cat([x_ND * self.cos_N1, x_ND * self.sin_N1], dim=-1)
+    def of(self, x_SD: torch.Tensor, first: int) -> torch.Tensor:
+        x_SD = x_SD.relu()
+        cos_S1, sin_S1 = (
+            x_N1[first : first + x_SD.shape[-2]] for x_N1 in (self.cos_N1, self.sin_N1)
+        )
+        return torch.cat([x_SD * cos_S1, x_SD * sin_S1], dim=-1)
 
 
 class Positive(nn.Module):
@@ -64,43 +93,48 @@ class Positive(nn.Module):
         self.scale = scale
         self.floor = _FLOOR if causal else 0.0
 
-    def forward(self, q_BGRMD: torch.Tensor, k_BGND: torch.Tensor) -> Pair:
-        """Features as many as there are random w."""
-        w_FD = self.projection_FD * math.sqrt(abs(self.scale))
+    @property
+    def _scaled_FD(self) -> torch.Tensor:
+        return self.projection_FD * math.sqrt(abs(self.scale))
+
+    def keys(self, k_BGND: torch.Tensor, first: int = 0) -> tuple[torch.Tensor, Top]:
+        """Features as many as there are random w, the largest of each feature 1."""
         # Heads are a batch here, b, because changing a view in place would cost a copy.
-        k_bND, q_brD = k_BGND.flatten(0, 1), q_BGRMD.flatten(2, 3).flatten(0, 1)
+        k_bND = k_BGND.flatten(0, 1)
         norm_bN1 = k_bND.square().sum(dim=-1, keepdim=True)
-        log_k_bNF = _affine(k_bND, w_FD, norm_bN1 * (-abs(self.scale) / 2))
+        log_k_bNF = _affine(k_bND, self._scaled_FD, norm_bN1 * (-abs(self.scale) / 2))
         top_b1F = log_k_bNF.detach().amax(dim=1, keepdim=True)
         phi_k_bNF = log_k_bNF.sub_(top_b1F).exp_()
         if self.floor:
             phi_k_bNF = phi_k_bNF + self.floor
-        log_q_brF = _affine(q_brD, w_FD if self.scale >= 0 else -w_FD, top_b1F)
+        heads = k_BGND.shape[:2]
+        return torch.unflatten(phi_k_bNF, 0, heads), torch.unflatten(top_b1F, 0, heads)
+
+    def queries(self, q_BGRMD: torch.Tensor, top: Top, first: int = 0) -> torch.Tensor:
+        """As many, the largest of each query 1."""
+        assert top is not None  # keys() never returns without
+        q_brD = q_BGRMD.flatten(2, 3).flatten(0, 1)
+        w_FD = self._scaled_FD if self.scale >= 0 else -self._scaled_FD
+        log_q_brF = _affine(q_brD, w_FD, top.flatten(0, 1))
         top_br1 = log_q_brF.detach().amax(dim=-1, keepdim=True)
         phi_q_brF = log_q_brF.sub_(top_br1).exp_()
-        return (
-            phi_q_brF.view(*q_BGRMD.shape[:4], -1),
-            phi_k_bNF.view(*k_BGND.shape[:3], -1),
-        )
+        return phi_q_brF.view(*q_BGRMD.shape[:4], -1)
 
 
-class Trigonometric(nn.Module):
+class Trigonometric(OfEach):
     """``(cos w·x, sin w·x)`` of x made one long: their products average to exp(−|x − y|²/2).
 
-    Of vectors of length 1 that is exp(x·y) but for a factor.
+    Of vectors of length 1 that is exp(x·y) but for a factor. Features twice as many as
+    there are random w.
     """
 
     def __init__(self, projection_fD: torch.Tensor) -> None:
         super().__init__()
         self.projection_fD = nn.Buffer(projection_fD)
 
-    def forward(self, q_BGRMD: torch.Tensor, k_BGND: torch.Tensor) -> Pair:
-        """Features twice as many as there are random w."""
-        return self._features(q_BGRMD), self._features(k_BGND)
-
-    def _features(self, x_ND: torch.Tensor) -> torch.Tensor:
-        angle_Nf = F.normalize(x_ND, dim=-1) @ self.projection_fD.mT
-        return torch.cat([angle_Nf.cos(), angle_Nf.sin()], dim=-1)
+    def of(self, x_SD: torch.Tensor, first: int) -> torch.Tensor:
+        angle_Sf = F.normalize(x_SD, dim=-1) @ self.projection_fD.mT
+        return torch.cat([angle_Sf.cos(), angle_Sf.sin()], dim=-1)
 
 
 def orthogonal_gaussian(

@@ -6,8 +6,8 @@ chunks: what earlier chunks add up to, and the products inside a chunk, all of t
 products; a chunk costs its square, and a state of F × E stands for everything before it.
 
 Letters: B = batch, G = heads_kv, R = query heads that share a key head, M = seqlen_q,
-N = seqlen_k, F = features, E = head_dim_v, P = E + 1: the values and a 1, whose sum is the
-normaliser; n = chunks, C = their length.
+N = seqlen_k, D = head_dim, F = features, E = head_dim_v, P = E + 1: the values and a 1, whose
+sum is the normaliser; n = chunks, C = their length; without chunks m and n are one piece.
 """
 
 from __future__ import annotations
@@ -15,14 +15,56 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .features import Features, Top
+
 
 def attend(
-    phi_q_BGRMF: torch.Tensor, phi_k_BGNF: torch.Tensor, v_BGNE: torch.Tensor
+    features: Features,
+    q_BGRMD: torch.Tensor,
+    k_BGND: torch.Tensor,
+    v_BGNE: torch.Tensor,
+    rows: int | None = None,
 ) -> torch.Tensor:
-    """Every query sees every key; ``(B, G, R, M, E)``."""
-    state_BGFP = phi_k_BGNF.mT @ _with_one(v_BGNE)
-    sums_BGrP = phi_q_BGRMF.flatten(2, 3) @ state_BGFP
-    return _normalised(torch.unflatten(sums_BGrP, 2, phi_q_BGRMF.shape[2:4]))
+    """Every query sees every key; ``(B, G, R, M, E)``.
+
+    With ``rows``, that many keys are taken at a time, and then that many queries, so that no
+    more features are held. Each piece of keys may have been divided by another ``top``.
+    """
+    (keys, *others), queries = (_pieces(x.shape[-2], rows) for x in (k_BGND, q_BGRMD))
+    state_BGFP, top = _state(features, k_BGND, v_BGNE, keys)
+    for piece in others:
+        state_BGFP, top = _joined((state_BGFP, top), _state(features, k_BGND, v_BGNE, piece))
+    outs = []
+    for piece in queries:
+        phi_BGRmF = features.queries(q_BGRMD[:, :, :, piece], top, piece.start)
+        sums_BGrP = phi_BGRmF.flatten(2, 3) @ state_BGFP
+        outs.append(_normalised(torch.unflatten(sums_BGrP, 2, phi_BGRmF.shape[2:4])))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=3)
+
+
+def _pieces(length: int, rows: int | None) -> list[slice]:
+    step = rows or length
+    return [slice(first, min(first + step, length)) for first in range(0, length, step)]
+
+
+def _state(
+    features: Features, k_BGND: torch.Tensor, v_BGNE: torch.Tensor, piece: slice
+) -> tuple[torch.Tensor, Top]:
+    """The sums over some of the keys, and what their features were divided by."""
+    phi_BGnF, top = features.keys(k_BGND[:, :, piece], piece.start)
+    return phi_BGnF.mT @ _with_one(v_BGNE[:, :, piece]), top
+
+
+def _joined(
+    one: tuple[torch.Tensor, Top], other: tuple[torch.Tensor, Top]
+) -> tuple[torch.Tensor, Top]:
+    """The sums over the keys of both, divided by the larger of their tops."""
+    (state_BGFP, top), (other_BGFP, other_top) = one, other
+    if top is None or other_top is None:
+        return state_BGFP + other_BGFP, None
+    both_BG1F = torch.maximum(top, other_top)
+    shares = [(x - both_BG1F).exp().mT for x in (top, other_top)]
+    return state_BGFP * shares[0] + other_BGFP * shares[1], both_BG1F
 
 
 def attend_causally(

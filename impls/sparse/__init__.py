@@ -1,8 +1,8 @@
 """Sparse attention: ``gathered`` for any mask, and methods that choose a mask themselves.
 
-``plan`` cuts a mask into ``tiles``, ``gather`` computes them through ``views``, ``exact`` is
-that for the mask that is asked for. ``methods`` are those whose mask is known beforehand;
-``top_k`` chooses by the logits.
+``plan`` cuts a mask into ``tiles``, ``gather`` computes them in ``steps``, whose ``logits`` it
+makes of what ``views`` and ``pairs`` show; ``exact`` is that for the mask that is asked for.
+``methods`` are those whose mask is known beforehand; ``top_k`` chooses by the logits.
 """
 
 from .exact import AnyMask

@@ -13,7 +13,7 @@ from .gather import Gathered
 class AnyMask(Attention):
     """Exact attention in plain PyTorch that gathers for each query block the keys it sees."""
 
-    features = Attention.features | {"alibi", "softcap"}
+    features = Attention.features | {"alibi", "bias", "softcap"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     options = {"block": 64}
     version = torch.__version__

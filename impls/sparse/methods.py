@@ -34,7 +34,7 @@ class Sparse(Attention):
     """What the methods have in common. Their options are fields of their mask, but ``backend``."""
 
     kind = "approximate"
-    features = Attention.features | {"alibi", "softcap"}
+    features = Attention.features | {"alibi", "bias", "softcap"}
     version = torch.__version__
     mask_kind = ""
 

@@ -92,6 +92,7 @@ class _Maker:
         self.allows = allows
         self.device = device
         self.tiles: list[Tile] = []
+        self.apart = 0  # the first query of the last tile, from its first key
         self.known: dict[Any, torch.Tensor] = {}
 
     def add(self, rows: slice, q_index_m: torch.Tensor, k_index_n: torch.Tensor, at: int) -> None:
@@ -120,7 +121,9 @@ class _Maker:
         )
         has_blind = not bool(visible_mn.any(dim=1).all())
         tile = Tile(rows, keys, count, hidden, has_blind)
-        if self.tiles and self.tiles[-1].goes_on_as(tile):
+        before, self.apart = self.apart, int(q_index_m[0]) - int(k_index_n[first])
+        # From one remainder to the next, tiles can move alike while their distances do not.
+        if self.tiles and before == self.apart and self.tiles[-1].goes_on_as(tile):
             self.tiles[-1] = replace(self.tiles[-1], repeats=self.tiles[-1].repeats + 1)
         else:
             self.tiles.append(tile)

@@ -69,7 +69,7 @@ NO_FP8 = "does not do dtype float8_e4m3fn"
 # What each may leave out on a CPU beside 8-bit floats, by the beginning of its reason.
 LEFT_OUT: dict[str, tuple[str, ...]] = {
     "naive": (),
-    "blockwise": ("does not do dropout", "does not do a learned bias"),
+    "blockwise": ("does not do dropout",),
     "sdpa": ("does not do softcap", "dropout cannot be verified"),
     "sdpa-math": ("does not do softcap", "dropout cannot be verified"),
     "sdpa-flash": (

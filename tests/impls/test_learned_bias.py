@@ -12,7 +12,7 @@ from shelf import CPU, implementation
 
 from attnbench import ForwardBackward, Problem, Unsupported, make_inputs
 
-NAMES = ["naive", "sdpa", "sdpa-math", "blockwise:block=16", "top-k:k=24"]
+NAMES = ["naive", "sdpa", "sdpa-math", "blockwise:block=16", "gathered:block=8", "top-k:k=24"]
 PROBLEMS = {
     "full": Problem.of(batch=2, heads=4, seqlen_q=17, seqlen_k=24, head_dim=8, direction="both"),
     "causal": Problem.of(

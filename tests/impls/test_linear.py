@@ -103,6 +103,55 @@ def test_broken_sums_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert_as_defined("linear", p, definition("linear", p), chunk=8)
 
 
+def error_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Of a few rows at a time, as without gradients on a CPU, against all rows at once."""
+    p = SMALL.replace(heads_q=4, seqlen_q=29)
+    if name == "cosformer":
+        p = p.replace(seqlen_q=37)
+    q, k, v = make_inputs(p, 0).qkv()
+    k = k * torch.linspace(40, 1, p.seqlen_k)[:, None]  # features far apart: e^-2000 to 1
+    built = implementation(name).build(p, CPU)
+    monkeypatch.setattr(type(built), "_rows", lambda *_: None)
+    whole = built(q, k, v)
+    monkeypatch.setattr(type(built), "_rows", lambda *_: 5)
+    error = (built(q, k, v) - whole).norm() / whole.norm()
+    return float(error.nan_to_num(float("inf")))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "performer"])
+def test_the_answer_does_not_depend_on_the_pieces(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert error_in_pieces(name, monkeypatch) < 1e-12
+
+
+BROKEN_PIECES = {
+    "the first piece's largest feature for all": ("torch.maximum(top, other_top)", "top * 1"),
+    "pieces added as they are": ("(x - both_BG1F).exp().mT", "torch.ones_like(x).mT"),
+    "the first piece only": ("+ other_BGFP * shares[1]", ""),
+    "positions that begin anew": ("top, piece.start)", "top, 0)"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN_PIECES)
+def test_broken_pieces_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = module_of("linear")
+    products = sys.modules[f"{package.__name__}.products"]
+    monkeypatch.setattr(package, "attend", mutant(products, *BROKEN_PIECES[fault]).attend)
+    name = "cosformer" if "positions" in fault else "performer"
+    assert error_in_pieces(name, monkeypatch) > 1e-3
+
+
+def test_pieces_are_taken_only_where_nothing_is_kept_for_a_backward() -> None:
+    p = Problem.of(heads=2, seqlen=1024, head_dim=16)
+    q, k, v = make_inputs(p, 0).qkv()
+    built = implementation("performer", features=1024).build(p, CPU)
+    assert built._rows(q[:, :, None], k, v) == 256
+    assert built._rows(q[:, :, None].requires_grad_(), k, v) is None
+    with torch.no_grad():
+        assert built._rows(q[:, :, None], k, v) == 256
+
+
 def test_a_wrong_normaliser_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     package = module_of("linear")
     products = sys.modules[f"{package.__name__}.products"]

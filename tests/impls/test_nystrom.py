@@ -151,6 +151,11 @@ def test_nothing_of_size_seqlen_squared_exists() -> None:
         ({}, {"landmarks": 39}, "landmarks must be 1 to seqlen 38, got 39"),
         ({}, {"landmarks": 4, "inverse": "none"}, "inverse is iterated or exact, got 'none'"),
         ({}, {"landmarks": 4, "iterations": 0}, "iterations must be at least 1, got 0"),
+        (
+            {},
+            {"landmarks": 4, "inverse": "exact", "iterations": 5},
+            "inverse exact does not iterate: leave iterations at 6, got 5",
+        ),
     ],
 )
 def test_what_has_no_definition_is_refused(
@@ -158,6 +163,14 @@ def test_what_has_no_definition_is_refused(
 ) -> None:
     with pytest.raises(Unsupported, match=reason):
         implementation("nystrom", **options).supports(SMALL.replace(**changes), CPU)
+
+
+def test_the_knob_is_exact_whatever_the_iterations_were() -> None:
+    """Broken: a knob that keeps the iterations it was given, which exact refuses."""
+    method = implementation("nystrom", landmarks=4, iterations=12)
+    given = method.exact_options(SMALL)
+    assert given is not None
+    assert_right("nystrom", SMALL, **{**method.options, **given})
 
 
 def test_one_sequence_does_not_change_another() -> None:

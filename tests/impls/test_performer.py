@@ -128,7 +128,7 @@ BROKEN = {
     "no stabiliser of the keys": ("amax(dim=1, keepdim=True)", "amax(dim=1, keepdim=True) * 0"),
     "no stabiliser of the queries": ("log_q_brF.sub_(top_br1).exp_()", "log_q_brF.exp_()"),
     "no norm of the keys": ("norm_bN1 * (-abs(self.scale) / 2)", "norm_bN1 * 0"),
-    "scale on one side only": ("_affine(q_brD, w_FD if", "_affine(q_brD, self.projection_FD if"),
+    "scale on one side only": ("w_FD = self._scaled_FD if", "w_FD = self.projection_FD if"),
 }  # fmt: skip
 
 

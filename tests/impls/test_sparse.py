@@ -11,7 +11,7 @@ import torch
 from shelf import CPU, assert_right, implementation, module_of, solve
 
 from attnbench import Problem, Unsupported, make_inputs, parse_mask
-from attnbench.battery import CASES, run_case
+from attnbench.battery import CASES, Case, run_case
 from attnbench.claim import claim_of
 from attnbench.oracle import reference
 
@@ -106,6 +106,7 @@ QUICK = (
     "softcap-causal-gradients", "alibi-causal-cross-gradients", "decode-gqa", "backward-alone",
     "strides-qkv-gradients", "strides-expanded-gradients", "batch-apart-nan-gradients",
     "repeats-gradients", "nan-in-q-causal", "nan-in-k-causal", "nan-in-v",
+    "layer-relative-gradients", "layer-relative-gqa-gradients",
 )  # fmt: skip
 LEFT_OUT = ("does not do softcap", "does not do ALiBi", "an approximate method may never look")
 
@@ -132,6 +133,19 @@ def test_the_whole_battery_finds_nothing_wrong_with_a_small_knob(name: str) -> N
 def test_the_battery_finds_nothing_wrong_as_they_are(name: str) -> None:
     results = [run_case(implementation(name), case, CPU) for case in CASES]
     assert [(r.case.name, r.reason) for r in results if r.status in ("incorrect", "error")] == []
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("name", ["gathered", *sorted(SMALL)])
+def test_layers_with_a_relative_bias_are_right(name: str, mask: str) -> None:
+    """Two tiles and more; with the knob turned to dense, as in the battery, too."""
+    problem = Problem.of(
+        level="layer", position="relative", batch=2, heads=4, heads_kv=2, seqlen=72, head_dim=8,
+        mask=mask, direction="both",
+    )  # fmt: skip
+    result = run_case(implementation(name, **SMALL.get(name, {})), Case("relative", problem), CPU)
+    assert result.status == "ok", result.reason
+    assert "dtable" in result.accuracy
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -265,7 +279,9 @@ def test_a_backend_that_cannot_run_says_why_and_nothing_else_runs() -> None:
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_a_backend_is_asked_for_the_own_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_is_asked_for_the_own_mask_and_a_bias_is_its_business(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Problem] = []
 
     class Other:
@@ -276,10 +292,11 @@ def test_a_backend_is_asked_for_the_own_mask(name: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(module_of(name), "implementation", lambda backend: Other())
     method = implementation(name, **SMALL[name], backend="flex")
-    problem = Problem.of(heads=1, seqlen=64, head_dim=8, mask="causal")
+    problem = Problem.of(heads=1, seqlen=64, head_dim=8, mask="causal", bias=True)
     method.supports(problem, CPU)
     method.build(problem, CPU)
     assert [str(p.mask) for p in asked] == 2 * [claims(name, problem, **SMALL[name])]
+    assert all(p.bias for p in asked)
 
 
 @pytest.mark.slow
@@ -291,3 +308,11 @@ def test_flex_solves_the_same_mask(name: str) -> None:
         for backend in ("gather", "flex")
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["window", "bigbird"])
+def test_flex_adds_a_relative_bias_under_the_same_mask(name: str) -> None:
+    case = BY_NAME["layer-relative-gqa"]
+    result = run_case(implementation(name, **SMALL[name], backend="flex"), case, CPU)
+    assert result.status == "ok", result.reason

@@ -258,15 +258,12 @@ def test_a_decode_step_and_what_the_op_inside_cannot_do_are_refused_with_the_rea
     with pytest.raises(Unsupported, match="measure it at level 'op'"):
         LayerExecution(Plain(), decode, CPU)
 
-    class NoDocuments(Plain):
-        masks = ("full", "causal")
+    class Unbiased(Plain):
         features = Attention.features
 
-    with pytest.raises(Unsupported, match="mask document"):
-        LayerExecution(NoDocuments(), of(padding=0.2), CPU)
     with pytest.raises(Unsupported, match="a learned bias"):
-        LayerExecution(NoDocuments(), of(position="relative"), CPU)
-    LayerExecution(NoDocuments(), of(position="rope"), CPU)
+        LayerExecution(Unbiased(), of(position="relative"), CPU)
+    LayerExecution(Unbiased(), of(position="rope"), CPU)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,11 @@ def test_who_was_asked_for_and_cannot_be_imported_is_a_fault(
          "sm_100, gfx942; did you mean 'sm_90'?"),
         (["tritn"], "unknown implementation 'tritn'; allowed: triton, naive, broken; "
          "did you mean 'triton'?"),
-        (["naive"], "naive: offers no kernels to compile"),
+        (["naive"], "naive: no kernels to compile: compile_cases() gives none for naive "
+         "(naive.py:7); allowed: triton"),
+        (["triton", "n*"], "n*: no kernels to compile: compile_cases() gives none for naive "
+         "(naive.py:7); allowed: triton"),
+        (["brok*"], "brok*: no kernels to compile: none of them can be imported; allowed: triton"),
         (["triton", "--target", "gfx942"], "no kernel is for gfx942"),
         (["triton", "--timeout", "0"], "must be a positive number of seconds"),
     ],

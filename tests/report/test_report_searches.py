@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_records import sweep, write_run
+from synthetic_records import record, sweep, write_run
 
+from attnbench import Problem
 from attnbench.report import render
-from attnbench.report.searches import HEIGHT, WIDTH, find_searches, search_view
+from attnbench.report.points import load_points
+from attnbench.report.searches import HEIGHT, WIDTH, find_searches, search_view, without_trials
 from attnbench.tune.told import SEARCH_FILE, Told, ToldTrial, write
 
 HOSTILE = "</p><script>alert(1)</script>"
@@ -99,3 +101,44 @@ def test_a_search_without_figures_has_no_chart(tmp_path: Path) -> None:
     html = page(tmp_path, tmp_path / "out")
     assert "No setting was measured, right, and within every bound." in html
     assert not re.search('class="search-chart"', html)
+
+
+def test_the_summary_tells_what_a_search_found_and_stays_markdown(tmp_path: Path) -> None:
+    write(tmp_path / f"run.tune-1{SEARCH_FILE}", told(start=HOSTILE, ties=["heads=2: 99 tokens/s"]))
+    render([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out/summary.md").read_text(encoding="utf-8")
+    for words in (
+        "## A search: most tokens/s", "3 tried: done. Drawn by tpe.",
+        "- best: **heads=1**: 100 tokens/s", "- gain: 2 times as good",
+        "- ties: heads=2: 99 tokens/s", "- importance: heads 100 %",
+    ):  # fmt: skip
+        assert words in text
+    assert "<script>" not in text
+
+
+def test_the_summary_of_a_search_without_a_best_says_so(tmp_path: Path) -> None:
+    none = told(best=None, best_said=None, gain=None, importance={}, importance_absent="too few")
+    write(tmp_path / f"run.tune-1{SEARCH_FILE}", none)
+    render([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out/summary.md").read_text(encoding="utf-8")
+    assert "- best: no setting was measured, right, and within every bound" in text
+    assert "- importance: too few" in text
+    assert "- gain" not in text
+
+
+def test_only_the_best_trial_and_the_start_and_what_failed_have_panels(tmp_path: Path) -> None:
+    some = [
+        record(problem=Problem.of(seqlen=n), status=status)
+        for n, status in zip((1, 2, 3, 4, 5), ("ok", "ok", "ok", "incorrect", "ok"), strict=True)
+    ]
+    ids = [r.id for r in some]
+    places = ["kept", "best", "tie", "out"]
+    trials = [
+        ToldTrial(number=n, setting="", said="", place=place, record=tried)
+        for n, (place, tried) in enumerate(zip(places, ids, strict=False))
+    ]
+    view = search_view(told(trials=trials, start_record=ids[0]))
+    points = load_points([write_run(tmp_path, some)]).points
+    kept = {p.record.id for p in without_trials(points, [view])}
+    assert set(ids) - kept == {ids[2]}
+    assert without_trials(points, []) == list(points)

@@ -81,7 +81,7 @@ def test_hooks_see_what_a_backward_of_its_own_saves() -> None:
     assert seen.count((2, 4, 12, 8)) == 4  # q, k, v and the output
 
 
-@pytest.mark.parametrize("name", ["naive", "sdpa", "blockwise"])
+@pytest.mark.parametrize("name", ["naive", "sdpa", "blockwise", "gathered"])
 def test_a_learned_bias_gets_its_gradient(name: str) -> None:
     torch.manual_seed(1)
     bias_HMN = torch.randn(4, 12, 12, dtype=torch.float64, requires_grad=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -35,12 +35,17 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.project, "auto", arguments.impls_dir, lock=False,
         import_timeout_s=arguments.import_timeout,
     ) as session:  # fmt: skip
-        contenders = _without_options(choose(arguments.impls or ["*"], session.entries))
+        entries = session.entries
+        contenders = _without_options(choose(arguments.impls or ["*"], entries))
         project, kept = session.project, session.results_folder(arguments.results) / FILE
     with console.status("looking for kernels") as status:
-        usable = [c for c in contenders if c.entry.reason is None]
-        found, refusals = offers(usable, project, arguments.import_timeout)
+        found, refusals = offers(_usable(contenders), project, arguments.import_timeout)
         refusals |= _unavailable(console, contenders, arguments.impls)
+        for glob in arguments.impls:
+            if not fnmatch.filter([*_names(found), *refusals], glob):
+                everyone = _usable(choose(["*"], entries))
+                of_all, _ = offers(everyone, project, arguments.import_timeout)
+                raise _without_kernels(glob, contenders, of_all)
         jobs = _jobs(found, refusals, arguments)
         rows = run_jobs(
             jobs, project, arguments.timeout,
@@ -102,6 +107,32 @@ def _unavailable(
     return refused
 
 
+def _usable(contenders: Iterable[Contender]) -> list[Contender]:
+    return [c for c in contenders if c.entry.reason is None]
+
+
+def _names(found: Iterable[Offer]) -> set[str]:
+    return {offer.contender.entry.name for offer in found}
+
+
+def _without_kernels(
+    glob: str, contenders: Sequence[Contender], of_all: Sequence[Offer]
+) -> UserError:
+    """The error for a name, or a glob, of implementations that offer no kernels.
+
+    Args:
+        contenders: all that were asked for.
+        of_all: the offers of everyone here, who could have been meant instead.
+    """
+    asked = [c.entry for c in _usable(contenders) if fnmatch.fnmatchcase(c.entry.name, glob)]
+    where = ", ".join(f"{entry.name} ({entry.file}:{entry.line})" for entry in asked)
+    reason = f"compile_cases() gives none for {where}" if asked else "none of them can be imported"
+    return UserError(
+        f"{glob}: no kernels to compile: {reason}; "
+        f"allowed: {', '.join(sorted(_names(of_all))) or 'none here, see attnbench.offline'}"
+    )
+
+
 def _jobs(
     found: Sequence[Offer], refusals: dict[str, str], arguments: argparse.Namespace
 ) -> list[Job]:
@@ -110,13 +141,6 @@ def _jobs(
     Raises:
         UserError: there is nothing to compile.
     """
-    offering = {offer.contender.entry.name for offer in found}
-    for glob in arguments.impls:
-        if not any(fnmatch.fnmatchcase(name, glob) for name in [*offering, *refusals]):
-            raise UserError(
-                f"{glob}: offers no kernels to compile; those that do: "
-                f"{', '.join(sorted(offering)) or 'none of those asked for'}"
-            )
     wanted = found if arguments.all else representatives(found)
     jobs = [
         Job(offer, target)

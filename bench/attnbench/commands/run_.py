@@ -110,13 +110,22 @@ def show_page(console: Console, arguments: argparse.Namespace, suite: Suite, fil
     """The page, if it can be made: a bare GPU box measures without the libraries for it."""
     if arguments.no_report:
         return
-    project = arguments.project or Path.cwd()
-    # Beside each other: a page for every machine that measured the suite.
-    out = project / "reports" / "out" / file.parent.name / suite.name
     try:
-        render.page(console, [file], out, project=arguments.project)
+        render.page(
+            console, [file], _page_folder(arguments, suite, file), project=arguments.project
+        )
     except UserError as error:
         console.print(f"No page: {escape(str(error))}. The records are safe.", soft_wrap=True)
+
+
+def _page_folder(arguments: argparse.Namespace, suite: Suite, file: Path) -> Path:
+    """A folder for every machine, and for every other place of results, that has the suite."""
+    project: Path = arguments.project or Path.cwd()
+    place = (arguments.results or project / "results").resolve()
+    pages = project / "reports" / "out"
+    if place != (project / "results").resolve():
+        pages /= place.name
+    return pages / file.parent.name / suite.name
 
 
 class Stoppable(Protocol):

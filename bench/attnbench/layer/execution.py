@@ -18,6 +18,7 @@ import torch
 from attnbench.attention import Attention, Unsupported
 from attnbench.execution import Execution, build
 from attnbench.inputs import AnyInputs
+from attnbench.layer.apart import one_by_one
 from attnbench.layer.core import Core, as_core
 from attnbench.layer.multi_head import MultiHeadAttention
 from attnbench.problem import Problem
@@ -64,8 +65,21 @@ class LayerExecution(Execution):
         if implementation.level == "layer":
             self._own = build(implementation, p, device, seed)
             return cast(Layer, self._own)
-        self._own = build(implementation, p.core, device, seed)
-        return self._around(as_core(self._own, implementation.layout), device)
+        return self._around(self._inside(device, seed), device)
+
+    def _inside(self, device: torch.device, seed: int) -> Core:
+        """The implementation's attention: of all sequences at once where it keeps them apart."""
+        p, implementation = self.problem, self.implementation
+        try:
+            _check_own_mask(implementation, p)
+            self._own = build(implementation, p.core, device, seed)
+        except Unsupported as refusal:
+            if not p.padding:
+                raise
+            self._own = core = one_by_one(implementation, p, device, seed, refusal)
+            self.is_apart = True
+            return core
+        return as_core(self._own, implementation.layout)
 
     def _around(self, core: Core, device: torch.device) -> Layer:
         return MultiHeadAttention(self.problem, core, device)
@@ -121,3 +135,11 @@ class LayerExecution(Execution):
 
     def _out_shape(self) -> tuple[int, ...]:
         return tuple(self._tensors[0].shape)
+
+
+def _check_own_mask(implementation: Attention, problem: Problem) -> None:
+    """Refuse packed sequences for a method whose own mask takes them for one."""
+    if problem.padding and implementation.kind == "approximate":
+        core = problem.core
+        if implementation.own_mask(core) not in (None, core.mask):
+            raise Unsupported("its own mask is for one sequence, not for several")

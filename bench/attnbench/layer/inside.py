@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import UserError, unknown
-from attnbench.masks import Document
+from attnbench.masks import Document, Mask, Packed
 
 if TYPE_CHECKING:
     from attnbench.problem import Problem
@@ -29,19 +29,36 @@ def lengths(problem: Problem) -> tuple[int, ...]:
 def core(problem: Problem) -> Problem:
     """The attention inside a layer, as a problem at op level; itself at that level.
 
-    Padding is no part of it: sequences are packed into one, each a document of its own.
+    Padding is no part of it: sequences are packed into one, each a document of its own (or
+    each under the mask that a claim gives it).
     """
     p = problem
     if p.level == "op":
         return p
     packed: dict[str, Any] = {}
     if p.padding:
-        tokens, mask = sum(lengths(p)), Document(lengths(p), causal=p.mask.is_causal)
+        tokens, mask = sum(lengths(p)), p.mask
+        if not isinstance(mask, Packed):
+            mask = Document(lengths(p), causal=mask.is_causal)
         packed = {"batch": 1, "seqlen_q": tokens, "seqlen_k": tokens, "mask": mask}
     return p.replace(
         level="op", position="none", padding=0.0, inputs="normal",
         alibi=p.position == "alibi", bias=p.position == "relative", **packed,
     )  # fmt: skip
+
+
+def sequences(problem: Problem) -> tuple[Problem, ...]:
+    """The attention of each sequence of a layer with padding, by itself, as ``core`` says it."""
+    p = problem
+    return tuple(
+        core(p.replace(batch=1, padding=0.0, seqlen_q=length, seqlen_k=length))
+        for length in lengths(p)
+    )
+
+
+def asked(problem: Problem, *, is_apart: bool) -> tuple[Problem, ...]:
+    """What is really asked of an op: each of the sequences, or the core as it is."""
+    return sequences(problem) if is_apart else (core(problem),)
 
 
 def check(problem: Problem) -> None:
@@ -81,10 +98,15 @@ def _check_padding(p: Problem) -> None:
         raise UserError(f"padding must be at most {_MOST_PADDING}, got {p.padding}")
     if p.batch == 1:
         raise UserError("padding needs a batch of 2 or more: the first entry has none")
-    if p.mask.kind not in ("full", "causal"):
+    if p.mask.kind not in ("full", "causal") and not _is_of(p.mask, lengths(p)):
         raise UserError(f"padding goes with mask full or causal, got {p.mask}")
     if p.seqlen_q != p.seqlen_k or p.decode:
         raise UserError(
             "padding is for self-attention without a cache: seqlen_q and seqlen_k must be equal, "
             f"got {p.seqlen_q} and {p.seqlen_k}"
         )
+
+
+def _is_of(mask: Mask, lengths: tuple[int, ...]) -> bool:
+    """Whether it is the claim of a method, for sequences of these lengths."""
+    return isinstance(mask, Packed) and mask.lengths == lengths

@@ -3,8 +3,8 @@
 A mask is its *predicate*: given a query position and a key position, may they meet? From
 that one definition come the dense mask, the block lists, the FlexAttention ``mask_mod``
 and the exact counts behind FLOPs and bytes. ``base`` holds what all masks share, ``kinds``
-and ``scattered`` the masks themselves; this module is their public face and reads them
-from text and JSON.
+and ``scattered`` the masks themselves, ``packed`` one that is made of others; this module is
+their public face and reads them from text and JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from attnbench.masks.kinds import (
     PrefixLM,
     Window,
 )
+from attnbench.masks.packed import Packed
 from attnbench.masks.scattered import Dilated, Fixed, Strided
 from attnbench.spec import parse_spec
 
@@ -39,6 +40,7 @@ __all__ = [
     "Fixed",
     "Full",
     "Mask",
+    "Packed",
     "Predicate",
     "PrefixLM",
     "Strided",

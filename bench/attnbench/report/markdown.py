@@ -20,10 +20,12 @@ from attnbench.report.style import Look
 from attnbench.report.sweep import Scope
 from attnbench.report.training_markdown import generations, runs
 from attnbench.report.verdicts import Verdict
+from attnbench.tune.told import Told
 
 LIMIT_BYTES = 60_000  # under the 64 KB of a comment, with room for what a host adds
 _MOST_FAILURES = 50
 _MOST_PROBLEMS = 20
+_MOST_TIES = 5
 _MOST_CELL = 200
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#!|~&$])")
 
@@ -37,6 +39,7 @@ def summary(
     figures: Sequence[Path],
     folder: Path,
     simulated: SimulatedView | None = None,
+    searches: Sequence[Told] = (),
 ) -> str:
     """The text. ``figures`` are linked as seen from ``folder``."""
     head = [f"# {escape(definition.title)}", ""]
@@ -44,6 +47,8 @@ def summary(
     if not scopes:
         what = "timings" if simulated else "records"
         head += [f"There are no {what} in these results.", ""]
+    for told in searches:
+        head += _search(told)
     for scope in scopes:
         head += _verdicts(scope, environments)
     head += _problems(problems) + _figures(figures, folder)
@@ -97,6 +102,24 @@ def _verdict_row(verdict: Verdict) -> str:
     cells = [texts.get(name, "–") for name in ("time", "rate", "speedup")]
     row = [title, escape(str(verdict.x)), f"**{names}**{tie}", *cells]
     return f"| {' | '.join(row)} |"
+
+
+def _search(told: Told) -> list[str]:
+    """What a search found, and what it was worth."""
+    best = f"**{escape(told.best)}**: {escape(told.best_said or '')}" if told.best else None
+    importance = [f"{key} {100 * share:.0f} %" for key, share in told.importance.items()]
+    told_apart = {
+        "best": best or "no setting was measured, right, and within every bound",
+        "gain": escape(told.gain or ""),
+        "start": escape(told.start or ""),
+        "ties": "; ".join(escape(tie) for tie in told.ties[:_MOST_TIES]),
+        "importance": escape(", ".join(importance) or told.importance_absent or ""),
+    }
+    return [
+        f"## {escape(told.title)}: {escape(told.goal)}", "",
+        f"{escape(told.counted)}: {escape(told.ended)}. Drawn by {escape(told.sampler)}.", "",
+        *(f"- {name}: {text}" for name, text in told_apart.items() if text), "",
+    ]  # fmt: skip
 
 
 def _medians(scopes: Sequence[Scope], room: int) -> list[str]:

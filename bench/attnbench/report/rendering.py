@@ -14,7 +14,7 @@ from attnbench.report.page import page
 from attnbench.report.pictures import find_pictures
 from attnbench.report.points import current, load_points
 from attnbench.report.profiles import find_profiles
-from attnbench.report.searches import find_searches
+from attnbench.report.searches import find_searches, without_trials
 from attnbench.report.simulated import apart
 from attnbench.report.style import looks
 from attnbench.report.sweep import scopes
@@ -60,7 +60,7 @@ def render(
     points, superseded = current(loaded.points)
     searches, unread = find_searches(results)
     problems = (*loaded.problems, *superseded, *unread)
-    points, simulated = apart(points)
+    points, simulated = apart(without_trials(points, searches))
     split = scopes(points, definition.axis)
     looked = looks(points)
     out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,17 @@ def render(
     )
     drawn = draw_figures(definition, split, looked, loaded.environments, out / "figures")
     text.write_text(
-        summary(definition, split, looked, loaded.environments, problems, drawn, out, simulated),
+        summary(
+            definition,
+            split,
+            looked,
+            loaded.environments,
+            problems,
+            drawn,
+            out,
+            simulated,
+            [search.told for search in searches],
+        ),
         encoding="utf-8",
     )
     return Rendered(html, text, tuple(drawn), problems)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from attnbench.report import units
+from attnbench.report.points import Point
 from attnbench.tune.told import SEARCH_FILE, Told, ToldTrial
 
 WIDTH, HEIGHT = 640, 300
@@ -74,6 +75,21 @@ def find_searches(results: Sequence[Path]) -> tuple[list[SearchView], list[str]]
             continue
         views.append(search_view(told))
     return views, problems
+
+
+def without_trials(points: Sequence[Point], searches: Sequence[SearchView]) -> list[Point]:
+    """The points that have panels: of a search only the start, the best, and what failed.
+
+    Every trial is a setting of its own, with nobody to be compared with; it has its dot and
+    its row in the search's own view.
+    """
+    tried = {trial.record for s in searches for trial in s.told.trials if trial.place != "best"}
+    shown = {s.told.start_record for s in searches}
+    return [
+        p
+        for p in points
+        if p.record.id not in tried or p.record.id in shown or p.record.status != "ok"
+    ]
 
 
 def search_view(told: Told) -> SearchView:

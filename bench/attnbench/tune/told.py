@@ -48,6 +48,7 @@ class ToldTrial(BaseModel):
     value: tuple[float, float, float] | None = None  # median, low, high of the objective
     memory: float | None = None  # bytes
     loss: float | None = None  # nats
+    record: str = Field("", description="id of the record that it came to")
 
 
 class Told(BaseModel):
@@ -65,6 +66,7 @@ class Told(BaseModel):
     counted: str
     ended: str
     start: str | None = None
+    start_record: str = Field("", description="id of its record")
     best: str | None = None
     best_said: str | None = None
     gain: str | None = None
@@ -106,6 +108,7 @@ def tell(
         counted=counted(search.trials),
         ended=search.ended,
         start=None if start is None else came(tune, start),
+        start_record="" if start is None else start.record,
         best=None if best is None else in_words(best.params),
         best_said=None if best is None else said(tune, best),
         gain=None if found.gain is None else gain_in_words(found.gain),
@@ -139,6 +142,7 @@ def _trial(tune: Tune, found: Findings, trial: Trial) -> ToldTrial:
         value=None if not value else (value.median, value.low, value.high),
         memory=figures.get("memory"),
         loss=figures.get("loss"),
+        record=outcome.record if outcome else "",
     )
 
 

@@ -66,7 +66,7 @@ class Surprise:
         return inputs_of(self._problem, seed, self._device)
 
     def _verify(self, watch: Watch, execution: Execution, results: Results) -> None:
-        claim = claim_of(execution.implementation, self._part.problem)
+        claim = claim_of(execution.implementation, self._part.problem, is_apart=execution.is_apart)
         part = self._part.of_tensors(results)
         truth = self._truth(claim.problem, execution)
         accuracy = judge(truth, part, approximate=not claim.is_exact)
