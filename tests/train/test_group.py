@@ -55,7 +55,9 @@ def test_modules_that_are_right_until_they_are_timed_are_incorrect() -> None:
     assert "its attention by itself" in results["module-tires"]["reason"]
 
 
-SILENT = ("silent-zeros", "silent-zeros-by-input", "silent-zeros-unclaimed", "learns-only")
+SILENT = (
+    "silent-zeros", "silent-zeros-by-input", "silent-zeros-unclaimed", "silent-later", "learns-only"
+)  # fmt: skip
 
 
 def test_what_is_right_with_gradients_alone_is_incorrect() -> None:
@@ -125,6 +127,9 @@ def test_the_largest_batch_is_each_ones_own_and_parity_is_found_at_the_reference
     assert statuses(results) == {"greedy": "ok", "fair": "ok"}
     batches = {who: told["training"]["batch"] for who, told in results.items()}
     assert batches == {"greedy": 8, "fair": 16}
+    # What has learned is gone when the largest batch is timed: it is verified before.
+    (told,) = run_group(workload(batch=0, steps=4), "silent-later").values()
+    assert "without gradients, as evaluations call it" in told["reason"]
     assert {told["training"]["parity"]["batch"] for told in results.values()} == {4}
     assert results["fair"]["training"]["tokens"] == 16 * 16
 

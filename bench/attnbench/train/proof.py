@@ -31,7 +31,8 @@ from attnbench.failure import Failed
 from attnbench.inputs import Inputs, make_inputs
 from attnbench.problem import Direction, Problem
 from attnbench.record import TensorAccuracy, worst
-from attnbench.train.models.bridge import Attends, Used
+from attnbench.train.models.bridge import Attends
+from attnbench.train.models.calls import Used
 from attnbench.verify import Yardstick, explain, judge, make_yardstick, passed
 
 Accuracy = dict[str, TensorAccuracy]
