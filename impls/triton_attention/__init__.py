@@ -1,12 +1,13 @@
 """``triton``: fused attention in Triton, forward and backward, for every feature of a problem.
 
-``forward`` and ``backward`` hold the kernels and are made to be read; ``specialized`` is the
-forward for sm_90 and later, ``tiles``, ``order`` and ``dropout`` what they share, ``masks``
-how a mask reaches them, ``config`` how they are cut, ``schedules`` which of it a problem may
-have, ``launch`` how they are called, ``operator`` how torch sees it, ``tuning`` which
-configuration is the fastest, ``cases`` what is compiled to check them. On a CPU they run only
-when asked, in Triton's interpreter (``triton:interpret=true``): for correctness, thousands of
-times slower than anything.
+``forward``, ``dkdv`` and ``dq`` hold the kernels and are made to be read (``backward`` tells
+how gradients come about); ``specialized`` is the forward for sm_90 and later, ``decode`` that
+for few queries, ``tiles``, ``order`` and ``dropout`` what they share, ``masks`` how a mask
+reaches them, ``config`` how they are cut, ``schedules`` which of it a problem may have,
+``prepared`` what a problem has made once, ``launch`` how kernels are called, ``operator`` how
+torch sees it, ``tuning`` which configuration is the fastest, ``cases`` what is compiled to
+check them. On a CPU they run only when asked, in Triton's interpreter
+(``triton:interpret=true``): for correctness, thousands of times slower than anything.
 
 Triton is imported when a problem is built: it takes a second that others need not wait.
 """

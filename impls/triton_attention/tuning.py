@@ -26,8 +26,9 @@ from triton.runtime.errors import OutOfResources
 
 from attnbench import Inputs, Problem
 
-from .backward import dkdv_kernel, dq_kernel
 from .config import KERNELS, Config, Kernel
+from .dkdv import dkdv_kernel
+from .dq import dq_kernel
 from .forward import forward_kernel
 from .launch import FusedAttention
 from .specialized import specialized_kernel

@@ -107,7 +107,7 @@ def test_dropout_does_not_depend_on_the_tiles(
 ) -> None:
     config = part("config").Config(*blocks, 1, 1)
     monkeypatch.setattr(
-        part("launch"), "configs", lambda *a: part("config").Configs(config, config, config)
+        part("prepared"), "configs", lambda *a: part("config").Configs(config, config, config)
     )
     problem = Problem.of(heads=1, seqlen=70, head_dim=16, dropout_p=0.3, direction="both")
     assert_right("triton", problem, interpret=True)

@@ -234,7 +234,7 @@ def break_in(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def modules_with(name: str, kernel: str) -> list[Any]:
     """Where a kernel finds a helper: decode takes the forward's loop over keys."""
-    places = {"forward": ("forward",), "decode": ("decode", "forward")}.get(kernel, ("backward",))
+    places = {"decode": ("decode", "forward")}.get(kernel, (kernel,))
     found = [part(place) for place in places if hasattr(part(place), name)]
     assert found, f"no {name} in {places}"
     return found
