@@ -47,6 +47,12 @@ def delta_kernel(
 
 
 @triton.jit
+def finite_lse(lse):
+    """0 for −inf: where a learned bias of −inf hides all of a row, each weight is then 0."""
+    return tl.where(lse == float("-inf"), 0.0, lse)
+
+
+@triton.jit
 def dlogits_of(weights, dweights, delta, slope, kept, dropout_p, DROPOUT: tl.constexpr):
     """Gradient of the scaled logits of a tile, before its scale."""
     if DROPOUT:

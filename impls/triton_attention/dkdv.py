@@ -5,9 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward import dlogits_of
+from .backward import dlogits_of, finite_lse
 from .dropout import kept_by_dropout
 from .tiles import (
+    bias_of,
     interval_of,
     load_tile,
     logits_of,
@@ -21,14 +22,15 @@ from .tiles import (
 @triton.jit
 def dkdv_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
-    slopes_ptr, table_ptr, patterns_ptr,
+    slopes_ptr, bias_ptr, table_ptr, patterns_ptr,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
     grad_b, grad_h, grad_m, grad_d, dk_b, dk_h, dk_n, dk_d, dv_b, dv_h, dv_n, dv_d,
-    heads_q, group, seqlen_q, seqlen_k,
+    bias_h, bias_m, bias_n, heads_q, group, seqlen_q, seqlen_k,
     table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, HAS_LOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes dk and dv of BLOCK_N keys. ``behind`` and ``ahead`` are those of the queries."""
     tiles = tl.cdiv(seqlen_k, BLOCK_N)
@@ -72,27 +74,33 @@ def dkdv_kernel(
         alibi_slope = 0.0
         if ALIBI:
             alibi_slope = tl.load(slopes_ptr + h)
+        bias_N = n
+        if BIAS:
+            bias_N = bias_ptr + h.to(tl.int64) * bias_h + n.to(tl.int64) * bias_n
         if HAS_LOW:
             dk_ND, dv_NE = _visit_queries(
                 dk_ND, dv_NE, first, whole, k_ND, v_NE, q_base, grad_base,
                 lse_ptr, delta_ptr, n, low_N, high_N, list_ptr, patterns_ptr,
                 q_m, q_d, grad_m, grad_d, head, seqlen_q, seqlen_k, shift,
-                scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-                BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
+                scale, softcap, alibi_slope, bias_N, bias_m, dropout_p, seed,
+                HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+                DROPOUT, PRECISION, True,
             )  # fmt: skip
         dk_ND, dv_NE = _visit_queries(
             dk_ND, dv_NE, whole, rest, k_ND, v_NE, q_base, grad_base,
             lse_ptr, delta_ptr, n, low_N, high_N, list_ptr, patterns_ptr,
             q_m, q_d, grad_m, grad_d, head, seqlen_q, seqlen_k, shift,
-            scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-            BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, False,
+            scale, softcap, alibi_slope, bias_N, bias_m, dropout_p, seed,
+            HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+            DROPOUT, PRECISION, False,
         )  # fmt: skip
         dk_ND, dv_NE = _visit_queries(
             dk_ND, dv_NE, rest, last, k_ND, v_NE, q_base, grad_base,
             lse_ptr, delta_ptr, n, low_N, high_N, list_ptr, patterns_ptr,
             q_m, q_d, grad_m, grad_d, head, seqlen_q, seqlen_k, shift,
-            scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-            BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
+            scale, softcap, alibi_slope, bias_N, bias_m, dropout_p, seed,
+            HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+            DROPOUT, PRECISION, True,
         )  # fmt: skip
 
     dk_ND = dk_ND * scale
@@ -109,10 +117,11 @@ def _visit_queries(
     dk_ND, dv_NE, begin, end, k_ND, v_NE, q_base, grad_base,
     lse_ptr, delta_ptr, n, low_N, high_N, list_ptr, patterns_ptr,
     q_m, q_d, grad_m, grad_d, head, seqlen_q, seqlen_k, shift,
-    scale, softcap, alibi_slope, dropout_p, seed,
+    scale, softcap, alibi_slope, bias_N, bias_m, dropout_p, seed,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
+    ALIBI: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):  # fmt: skip
     """Blocks ``begin … end`` of queries, or of the list; tiles are transposed, keys first."""
     for step in tl.range(begin, end, num_stages=1 if PARTIAL else None):
@@ -137,6 +146,9 @@ def _visit_queries(
         logits_NM, slope_NM = logits_of(
             dots_NM, (m + shift)[None, :], n[:, None], scale, softcap, alibi_slope, SOFTCAP, ALIBI
         )
+        if BIAS:
+            logits_NM += bias_of(bias_N, n < seqlen_k, start, seqlen_q, bias_m, BLOCK_M, PARTIAL)
+            lse_M = finite_lse(lse_M)
         weights_NM = tl.exp2(logits_NM - lse_M[None, :])
         if PARTIAL:
             if MASK == "blocks":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward import dlogits_of
+from .backward import dlogits_of, finite_lse
 from .dropout import kept_by_dropout
 from .tiles import (
+    bias_of,
     interval_of,
     load_tile,
     logits_of,
@@ -21,14 +22,15 @@ from .tiles import (
 @triton.jit
 def dq_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr,
-    slopes_ptr, table_ptr, patterns_ptr,
+    slopes_ptr, bias_ptr, table_ptr, patterns_ptr,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
     grad_b, grad_h, grad_m, grad_d, dq_b, dq_h, dq_m, dq_d,
-    heads_q, group, seqlen_q, seqlen_k,
+    bias_h, bias_m, bias_n, heads_q, group, seqlen_q, seqlen_k,
     table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, HAS_LOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes dq of BLOCK_M query rows; zeros where a row sees nothing."""
     tiles = tl.cdiv(seqlen_q, BLOCK_M)
@@ -53,6 +55,10 @@ def dq_kernel(
     alibi_slope = 0.0
     if ALIBI:
         alibi_slope = tl.load(slopes_ptr + h)
+    bias_M = m
+    if BIAS:
+        bias_M = bias_ptr + h * bias_h + m.to(tl.int64) * bias_m
+        lse_M = finite_lse(lse_M)
 
     shift = seqlen_k - seqlen_q
     low_M, high_M = m, m
@@ -76,20 +82,23 @@ def dq_kernel(
         dq_MD = _visit_keys(
             dq_MD, first, whole, q_MD, grad_ME, lse_M, delta_M, k_base, v_base, m, low_M, high_M,
             list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
-            shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-            BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
+            shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, seed,
+            HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+            DROPOUT, PRECISION, True,
         )  # fmt: skip
     dq_MD = _visit_keys(
         dq_MD, whole, rest, q_MD, grad_ME, lse_M, delta_M, k_base, v_base, m, low_M, high_M,
         list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
-        shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-        BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, False,
+        shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, seed,
+        HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+        DROPOUT, PRECISION, False,
     )  # fmt: skip
     dq_MD = _visit_keys(
         dq_MD, rest, last, q_MD, grad_ME, lse_M, delta_M, k_base, v_base, m, low_M, high_M,
         list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
-        shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-        BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
+        shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, seed,
+        HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+        DROPOUT, PRECISION, True,
     )  # fmt: skip
     dq_base = dq_ptr + b * dq_b + h * dq_h
     store_tile(dq_base, dq_MD * scale, start, seqlen_q, dq_m, dq_d, BLOCK_M, HEAD_DIM, DIM)
@@ -99,10 +108,11 @@ def dq_kernel(
 def _visit_keys(
     dq_MD, begin, end, q_MD, grad_ME, lse_M, delta_M, k_base, v_base, m, low_M, high_M,
     list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
-    shift, scale, softcap, alibi_slope, dropout_p, seed,
+    shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, seed,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
+    ALIBI: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):  # fmt: skip
     """Blocks ``begin … end`` of keys, or of the list."""
     for step in tl.range(begin, end, num_stages=1 if PARTIAL else None):
@@ -117,6 +127,8 @@ def _visit_keys(
         logits_MN, slope_MN = logits_of(
             dots_MN, (m + shift)[:, None], n[None, :], scale, softcap, alibi_slope, SOFTCAP, ALIBI
         )
+        if BIAS:
+            logits_MN += bias_of(bias_M, m < seqlen_q, start, seqlen_k, bias_n, BLOCK_N, PARTIAL)
         weights_MN = tl.exp2(logits_MN - lse_M[:, None])
         if PARTIAL:
             if MASK == "blocks":

@@ -17,6 +17,7 @@ from attnbench import Unsupported
 
 from .backward import delta_kernel
 from .config import Config, padded
+from .dbias import dbias_kernel
 from .decode import decode_kernel, merge_kernel
 from .dkdv import dkdv_kernel
 from .dq import dq_kernel
@@ -28,7 +29,8 @@ from .prepared import Prepared
 from .schedules import takes_descriptors
 from .specialized import specialized_kernel
 
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class FusedAttention(Prepared):
@@ -52,27 +54,33 @@ class FusedAttention(Prepared):
         return keep_BHMN.view(torch.bool)
 
     def forward(
-        self, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+        self,
+        q_BHMD: torch.Tensor,
+        k_BGND: torch.Tensor,
+        v_BGNE: torch.Tensor,
+        bias_HMN: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The output, and the log-sum-exp in base 2: float32 ``(B, H, M)``.
 
         The LSE is that of the logits times log2(e), and −inf where a row sees nothing.
 
         Raises:
-            ValueError: a tensor is not of the problem's shape and dtype, or elsewhere.
+            ValueError: a tensor is not of the problem's shape and dtype, or elsewhere; or a
+                learned bias is missing or superfluous.
         """
         p, config = self.problem, self.configs.forward
-        check_inputs(p, self.device, q_BHMD, k_BGND, v_BGNE)
+        check_inputs(p, self.device, q_BHMD, k_BGND, v_BGNE, bias_HMN)
         if config.schedule == "specialized" and not takes_descriptors(q_BHMD, k_BGND, v_BGNE):
             config = self.strided
         if self.decode is not None:
-            return self._forward_split(self.decode, q_BHMD, k_BGND, v_BGNE)
+            return self._forward_split(self.decode, q_BHMD, k_BGND, v_BGNE, bias_HMN)
         out_BHME, lse_BHM = new_results(p, q_BHMD)
         if p.dropout_p > 0:
             self.seed = torch.randint(2**62, (1,), device=q_BHMD.device)
         units = triton.cdiv(p.seqlen_q, config.block_m) * p.batch * p.heads_q
         arguments = {
-            **_with_strides(q=q_BHMD, out=out_BHME), **_with_strides("n", k=k_BGND, v=v_BGNE),
+            **_with_strides("bhmd", q=q_BHMD, out=out_BHME),
+            **_with_strides("bhnd", k=k_BGND, v=v_BGNE), **_with_strides("hmn", bias=bias_HMN),
             "lse_ptr": lse_BHM, "seed_ptr": self.seed,
             **self.constants, **self.walk.arguments(), "units": units, "together": self.together,
             "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
@@ -87,7 +95,12 @@ class FusedAttention(Prepared):
         return out_BHME, lse_BHM
 
     def _forward_split(
-        self, config: Config, q_BHMD: torch.Tensor, k_BGND: torch.Tensor, v_BGNE: torch.Tensor
+        self,
+        config: Config,
+        q_BHMD: torch.Tensor,
+        k_BGND: torch.Tensor,
+        v_BGNE: torch.Tensor,
+        bias_HMN: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The forward of a decode step: keys are split among programs."""
         p = self.problem
@@ -97,7 +110,8 @@ class FusedAttention(Prepared):
         part_lse_SBHM = q_BHMD.new_empty((shares, *rows_BHM), dtype=torch.float32)
         self._launch(
             decode_kernel, shares * p.batch * p.heads_kv, config,
-            **_with_strides(q=q_BHMD), **_with_strides("n", k=k_BGND, v=v_BGNE),
+            **_with_strides("bhmd", q=q_BHMD), **_with_strides("bhnd", k=k_BGND, v=v_BGNE),
+            **_with_strides("hmn", bias=bias_HMN),
             parts_ptr=parts_SBHME, lse_ptr=part_lse_SBHM, seed_ptr=None, batch=p.batch,
             shares=shares, **self.constants, **self.walk.arguments(),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n,
@@ -106,7 +120,7 @@ class FusedAttention(Prepared):
         self._launch(
             merge_kernel, lse_BHM.numel(), Config(1, 0, 8, 1),
             parts_ptr=parts_SBHME, part_lse_ptr=part_lse_SBHM, lse_ptr=lse_BHM,
-            **_with_strides(out=out_BHME), heads_q=p.heads_q, seqlen_q=p.seqlen_q,
+            **_with_strides("bhmd", out=out_BHME), heads_q=p.heads_q, seqlen_q=p.seqlen_q,
             rows=lse_BHM.numel(), shares=shares, HEAD_DIM_V=p.head_dim_v,
             DIM_V=padded(p.head_dim_v), SHARES=triton.next_power_of_2(shares),
         )  # fmt: skip
@@ -114,13 +128,24 @@ class FusedAttention(Prepared):
 
     def backward(
         self,
-        inputs: Gradients,
+        inputs: Inputs,
         out_BHME: torch.Tensor,
         lse_BHM: torch.Tensor,
         seed: torch.Tensor | None,
         grad_BHME: torch.Tensor,
+        bias_HMN: torch.Tensor | None = None,
+        *,
+        wants_dbias: bool = True,
     ) -> Gradients:
-        """dq, dk, dv for what ``forward`` returned, and the seed it drew.
+        """dq, dk, dv for what ``forward`` returned, and the seed it drew; dbias if there is one.
+
+        Args:
+            inputs: q, k and v, as the forward had them.
+            out_BHME, lse_BHM: what it returned.
+            seed: that of its dropout.
+            grad_BHME: gradient of the output.
+            bias_HMN: the learned bias, as the forward had it.
+            wants_dbias: whether its gradient is wanted, which costs a kernel.
 
         Raises:
             Unsupported: the tensors are of 8 bits.
@@ -135,28 +160,39 @@ class FusedAttention(Prepared):
         config = Config(32, 0, 4, 1)  # at head_dim 256 both of its tiles fit the registers
         self._launch(
             delta_kernel, triton.cdiv(p.seqlen_q, config.block_m) * p.batch * p.heads_q, config,
-            **_with_strides(out=out_BHME, grad=grad_BHME), delta_ptr=delta_BHM,
+            **_with_strides("bhmd", out=out_BHME, grad=grad_BHME), delta_ptr=delta_BHM,
             heads_q=p.heads_q, seqlen_q=p.seqlen_q, HEAD_DIM_V=p.head_dim_v,
             DIM_V=padded(p.head_dim_v), BLOCK_M=config.block_m,
         )  # fmt: skip
         shared = {
-            **_with_strides(q=q_BHMD, grad=grad_BHME), **_with_strides("n", k=k_BGND, v=v_BGNE),
+            **_with_strides("bhmd", q=q_BHMD, grad=grad_BHME),
+            **_with_strides("bhnd", k=k_BGND, v=v_BGNE), **_with_strides("hmn", bias=bias_HMN),
             "lse_ptr": lse_BHM, "delta_ptr": delta_BHM, "seed_ptr": seed, **self.constants,
         }  # fmt: skip
         config = self.configs.dkdv
         self._launch(
             dkdv_kernel, triton.cdiv(p.seqlen_k, config.block_n) * p.batch * p.heads_kv, config,
             **shared, **keys.arguments(),
-            **_with_strides("n", dk=dk_BGND, dv=dv_BGNE),
+            **_with_strides("bhnd", dk=dk_BGND, dv=dv_BGNE),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         )  # fmt: skip
         config = self.configs.dq
         self._launch(
             dq_kernel, triton.cdiv(p.seqlen_q, config.block_m) * p.batch * p.heads_q, config,
-            **shared, **_with_strides(dq=dq_BHMD), **queries.arguments(),
+            **shared, **_with_strides("bhmd", dq=dq_BHMD), **queries.arguments(),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         )  # fmt: skip
-        return dq_BHMD, dk_BGND, dv_BGNE
+        dbias_HMN = None
+        if bias_HMN is not None and wants_dbias:
+            dbias_HMN = dense_like(bias_HMN, p.seqlen_k)
+            config = self.dbias
+            tiles_m = triton.cdiv(p.seqlen_q, config.block_m)
+            self._launch(
+                dbias_kernel, tiles_m * triton.cdiv(p.seqlen_k, config.block_n) * p.heads_q, config,
+                **shared, **_with_strides("hmn", dbias=dbias_HMN), **self.plane.of_tile(),
+                batch=p.batch, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+            )  # fmt: skip
+        return dq_BHMD, dk_BGND, dv_BGNE, dbias_HMN
 
     def _programs_at_once(self, config: Config, arguments: Mapping[str, Any]) -> int:
         """As many persistent programs as the processors hold; compiles to know what one takes."""
@@ -206,12 +242,14 @@ def _with_room_for_descriptors(launch: Callable[[], None], device: torch.device)
     contextvars.copy_context().run(run)
 
 
-def _with_strides(row: str = "m", **tensors: torch.Tensor) -> dict[str, Any]:
-    """Pointer and strides of each tensor, by the names that the kernels use: q_ptr, q_b, …"""
+def _with_strides(axes: str, **tensors: torch.Tensor | None) -> dict[str, Any]:
+    """Pointer and strides of each tensor, by the names that the kernels use: q_ptr, q_b, …
+
+    A tensor that is not there has None for all of them, of which Triton makes constants.
+    """
     arguments: dict[str, Any] = {}
     for name, x in tensors.items():
+        strides = [None] * len(axes) if x is None else x.stride()
         arguments[f"{name}_ptr"] = x
-        arguments |= dict(
-            zip((f"{name}_{axis}" for axis in ("b", "h", row, "d")), x.stride(), strict=True)
-        )
+        arguments |= dict(zip((f"{name}_{axis}" for axis in axes), strides, strict=True))
     return arguments

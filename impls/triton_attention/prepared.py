@@ -6,14 +6,24 @@ Letters: H = heads_q.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import torch
 
 from attnbench import Problem, alibi_slopes
 
-from .config import Config, Configs, Kernel, configs, decode_config, padded, shares_of
-from .masks import Side, Walk, walk_of
+from .config import (
+    Config,
+    Configs,
+    Kernel,
+    configs,
+    dbias_config,
+    decode_config,
+    padded,
+    shares_of,
+)
+from .masks import Side, Walk, plane_of, walk_of
 from .schedules import Machine, heads_together, offered
 
 
@@ -53,7 +63,7 @@ class Prepared:
         p = problem
         dim = max(p.head_dim, p.head_dim_v)
         self.machine = Machine.of(device) if machine is None else machine
-        self.configs = chosen or configs(dim, p.element_bytes, self.machine.target)
+        self.configs = chosen or configs(dim, p.element_bytes, self.machine.target, p.bias)
         self.strided = self.configs.forward
         self.device = device
         self.origins: dict[Kernel, str] = {}  # of configurations that are not the default
@@ -66,6 +76,7 @@ class Prepared:
         if self.decode is not None:
             heads, block_n = p.batch * p.heads_kv, self.decode.block_n
             self.shares = shares_of(p.seqlen_k, block_n, heads, self.machine.processors)
+        self.dbias = dbias_config(dim, p.element_bytes, self.machine.target)
         self.slopes_H = torch.tensor(alibi_slopes(p.heads_q), device=device) if p.alibi else None
         self.seed: torch.Tensor | None = None  # of the last call's dropout
         self.constants = {
@@ -83,6 +94,7 @@ class Prepared:
             "DIM_V": padded(p.head_dim_v),
             "SOFTCAP": p.softcap is not None,
             "ALIBI": p.alibi,
+            "BIAS": p.bias,
             "DROPOUT": p.dropout_p > 0,
             "PRECISION": precision,
         }
@@ -99,6 +111,11 @@ class Prepared:
     def backward_walks(self) -> tuple[Walk, Walk]:
         """Those of dK/dV and of dQ; made by the first backward, which ``build()`` calls."""
         return self._walk("keys", self.configs.dkdv), self._walk("queries", self.configs.dq)
+
+    @functools.cached_property
+    def plane(self) -> Walk:
+        """What tiles of the learned bias see; made by the first backward."""
+        return plane_of(self.problem, self.dbias, self.device)
 
     def _walk(self, own: Side, config: Config) -> Walk:
         key = (own, config.block_m, config.block_n)
@@ -134,6 +151,8 @@ class Prepared:
                 told["forward, strides that no descriptor can have"] = str(self.strided)
         if self.problem.direction != "forward":
             told |= {"dkdv": self._told("dkdv"), "dq": self._told("dq")}
+            if self.problem.bias:
+                told["dbias"] = f"{self.dbias} (default)"
         return told
 
     def _told(self, kernel: Kernel) -> str:
