@@ -243,12 +243,12 @@ class _Attend(torch.autograd.Function):
 
 
 @register_flop_formula(getattr(torch.ops, _NAMESPACE).forward)
-def _flops_forward(q: Any, k: Any, v: Any, key: str, **_: Any) -> int:
+def _flops_forward(q: Any, k: Any, v: Any, key: str, *_: Any, **__: Any) -> int:
     return _problem(key).replace(direction="forward").flops()
 
 
 @register_flop_formula(getattr(torch.ops, _NAMESPACE).backward)
 def _flops_backward(
-    q: Any, k: Any, v: Any, out: Any, lse: Any, seed: Any, grad: Any, key: str, **_: Any
+    q: Any, k: Any, v: Any, out: Any, lse: Any, seed: Any, grad: Any, key: str, *_: Any, **__: Any
 ) -> int:
     return _problem(key).replace(direction="backward", decode=False).flops()

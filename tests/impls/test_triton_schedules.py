@@ -302,6 +302,7 @@ def test_specialised_candidates_have_the_shape_that_triton_specialises() -> None
         ({"mask": "document:count=3"}, "mask by bounds"),
         ({"mask": "strided:stride=8"}, "mask by blocks"),
         ({"dropout_p": 0.1}, "dropout"),
+        ({"bias": True}, "learned bias"),
         ({"head_dim": 18, "dtype": "bfloat16"}, "16 bytes"),
     ],
 )
