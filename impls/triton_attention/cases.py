@@ -187,6 +187,7 @@ def _problems(target: Target) -> Iterator[tuple[str, Mapping[str, Any], str]]:
     for dim in (64, 128) if target in _FP8_TARGETS else ():
         told = {"head_dim": dim, "dtype": _FP8, "direction": "forward"}
         yield f"causal-{dim}", {**_CAUSAL, **told}, "ieee"
+        yield f"bias-{dim}", {**_BIAS, **told}, "ieee"
         yield f"decode-{dim}", {**_DECODE, **told}, "ieee"
 
 

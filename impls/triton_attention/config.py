@@ -148,7 +148,8 @@ def _of_forward(dim: int, element_bytes: int, target: Target, bias: bool) -> Ite
     width = max(32, padded(dim))
     first = (_FORWARD_SINGLE if element_bytes == 4 else _FORWARD_HALF)[width]
     if bias and element_bytes <= 2:
-        first = Config(*biased("forward", target, width))
+        usual, first = first, Config(*biased("forward", target, width))
+        yield from (first, usual)
     yield first
     # float32 has few registers to spare: its tiles stay as they are
     for config in _FORWARD[width] if element_bytes <= 2 else ():
@@ -233,7 +234,7 @@ def dbias_config(dim: int, element_bytes: int, target: Target) -> Config:
     if target == "interpreter":
         return _INTERPRETED["dq"]
     if element_bytes == 4:
-        return Config(32, 32, 8, 1)
+        return Config(32, 32, 4 if target == "gfx942" else 8, 1)
     return Config(*biased("dbias", target, max(64, padded(dim))))
 
 
