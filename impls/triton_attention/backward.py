@@ -1,7 +1,7 @@
-"""The backward: weights made again from the log-sum-exp, in two kernels without atomics.
+"""The backward: weights made again from the log-sum-exp, in kernels without atomics.
 
-``dkdv_kernel`` owns keys and walks over the queries that see them, of every query head that
-shares the key head; ``dq_kernel`` owns queries and walks over keys. Each computes the tile
+``dkdv.dkdv_kernel`` owns keys and walks over the queries that see them, of every query head that
+shares the key head; ``dq.dq_kernel`` owns queries and walks over keys. Each computes the tile
 of weights anew, so every sum has one owner and one order: results repeat to the bit. With
 P the weights, dP = grad_out vᵀ and delta = rowsum(grad_out ∘ out):
 
@@ -9,7 +9,7 @@ P the weights, dP = grad_out vᵀ and delta = rowsum(grad_out ∘ out):
     dq = scale · dS k,   dk = scale · dSᵀ q,   dv = Pᵀ grad_out
 
 Dropout enters as P ∘ keep / (1 − p) in dv and dP ∘ keep / (1 − p) in dS. Method: Dao 2023,
-arXiv 2307.08691, algorithm 2.
+arXiv 2307.08691, algorithm 2. ``dbias`` has the gradient of a learned bias.
 
 Letters: B = batch, H = heads_q, G = heads_kv, M = query rows, N = keys, D = head_dim,
 E = head_dim_v; in kernels those of a tile.

@@ -4,10 +4,10 @@ An operator takes tensors and a *key*, the problem and the options as JSON. By t
 finds the attention that was built, or builds it again: a compiled graph may come from
 torch's cache on disk, in a process where nothing was built, and may outlive what was.
 
-- ``…::forward(q, k, v, key, bias) → (out, lse, seed)``; the seed is that of dropout, int64
+- ``…::forward(q, k, v, bias, key) → (out, lse, seed)``; the seed is that of dropout, int64
   ``(1,)``, empty without dropout. It is a result because the backward and ``keep_mask`` need
   the very number that was drawn. The bias is None unless the problem has a learned one.
-- ``…::backward(q, k, v, out, lse, seed, grad_out, key, bias, wants_dbias) → (dq, dk, dv,
+- ``…::backward(q, k, v, bias, out, lse, seed, grad_out, key, wants_dbias) → (dq, dk, dv,
   dbias)``; dbias is empty unless it is wanted.
 
 FLOPs are those of ``Problem.flops()``: of the pairs that the mask keeps.
@@ -74,7 +74,7 @@ class TorchAttention(FusedAttention):
                 learned bias is missing or superfluous.
         """
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-            out_BHME, _, seed = forward(q_BHMD, k_BGND, v_BGNE, self.key, bias_HMN)
+            out_BHME, _, seed = forward(q_BHMD, k_BGND, v_BGNE, bias_HMN, self.key)
             if self.problem.dropout_p > 0:
                 self.seed = seed
         else:
@@ -118,7 +118,7 @@ def _indexed(device: torch.device) -> torch.device:
 
 @torch.library.custom_op(f"{_NAMESPACE}::forward", mutates_args=(), tags=_TAGS)
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, key: str, bias: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``out`` (B, H, M, E), the LSE in base 2 float32 (B, H, M), the seed of dropout."""
     attention = _attention(key, q.device)
@@ -129,7 +129,7 @@ def forward(
 
 @forward.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, key: str, bias: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _problem(key)
     check_inputs(problem, q.device, q, k, v, bias)
@@ -142,13 +142,13 @@ def backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    bias: Tensor | None,
     out: Tensor,
     lse: Tensor,
     seed: Tensor,
     grad: Tensor,
     key: str,
-    bias: Tensor | None = None,
-    wants_dbias: bool = True,
+    wants_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv and dbias for what ``forward`` was given and returned."""
     attention = _attention(key, q.device)
@@ -163,13 +163,13 @@ def _(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    bias: Tensor | None,
     out: Tensor,
     lse: Tensor,
     seed: Tensor,
     grad: Tensor,
     key: str,
-    bias: Tensor | None = None,
-    wants_dbias: bool = True,
+    wants_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dq, dk, dv = (dense_like(x, x.shape[3]) for x in (q, k, v))
     if bias is None or not wants_dbias:
@@ -185,9 +185,9 @@ def _no_seed(q: Tensor) -> Tensor:
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q_BHMD, k_BGND, v_BGNE, ctx.key, bias_HMN = inputs
+    q_BHMD, k_BGND, v_BGNE, bias_HMN, ctx.key = inputs
     _, lse_BHM, seed = output
-    ctx.save_for_backward(q_BHMD, k_BGND, v_BGNE, *output, bias_HMN)
+    ctx.save_for_backward(q_BHMD, k_BGND, v_BGNE, bias_HMN, *output)
     ctx.mark_non_differentiable(lse_BHM, seed)
     ctx.set_materialize_grads(False)  # no zeros for the gradient of the LSE, which has none
 
@@ -195,10 +195,9 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _gradients(ctx: Any, grad_BHME: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_BHME is None:
         return None, None, None, None, None
-    *saved, bias_HMN = ctx.saved_tensors
-    wants_dbias = ctx.needs_input_grad[4]
-    dq, dk, dv, dbias = backward(*saved, grad_BHME, ctx.key, bias_HMN, wants_dbias)
-    return dq, dk, dv, None, dbias if wants_dbias else None
+    wants_dbias = ctx.needs_input_grad[3]
+    dq, dk, dv, dbias = backward(*ctx.saved_tensors, grad_BHME, ctx.key, wants_dbias)
+    return dq, dk, dv, dbias if wants_dbias else None, None
 
 
 forward.register_autograd(_gradients, setup_context=_keep_for_backward)
@@ -217,20 +216,20 @@ class _Attend(torch.autograd.Function):
         attention: TorchAttention,
     ) -> Tensor:
         out_BHME, lse_BHM = attention.forward(q_BHMD, k_BGND, v_BGNE, bias_HMN)
-        ctx.save_for_backward(q_BHMD, k_BGND, v_BGNE, out_BHME, lse_BHM, bias_HMN)
+        ctx.save_for_backward(q_BHMD, k_BGND, v_BGNE, bias_HMN, out_BHME, lse_BHM)
         ctx.attention, ctx.seed = attention, attention.seed
         return out_BHME
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BHME: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, out_BHME, lse_BHM, bias_HMN = ctx.saved_tensors
+        *inputs, bias_HMN, out_BHME, lse_BHM = ctx.saved_tensors
         attention, seed, wants_dbias = ctx.attention, ctx.seed, ctx.needs_input_grad[3]
         dbias_HMN: Tensor | None
         if torch._C._len_torch_dispatch_stack():  # it may have come after the forward
             seed = _no_seed(lse_BHM) if seed is None else seed
             dq_BHMD, dk_BGND, dv_BGNE, dbias_HMN = backward(
-                *inputs, out_BHME, lse_BHM, seed, grad_BHME, attention.key, bias_HMN, wants_dbias
+                *inputs, bias_HMN, out_BHME, lse_BHM, seed, grad_BHME, attention.key, wants_dbias
             )
         else:
             dq_BHMD, dk_BGND, dv_BGNE, dbias_HMN = attention.backward(
@@ -243,12 +242,22 @@ class _Attend(torch.autograd.Function):
 
 
 @register_flop_formula(getattr(torch.ops, _NAMESPACE).forward)
-def _flops_forward(q: Any, k: Any, v: Any, key: str, *_: Any, **__: Any) -> int:
+def _flops_forward(q: Any, k: Any, v: Any, bias: Any, key: str, **_: Any) -> int:
     return _problem(key).replace(direction="forward").flops()
 
 
 @register_flop_formula(getattr(torch.ops, _NAMESPACE).backward)
 def _flops_backward(
-    q: Any, k: Any, v: Any, out: Any, lse: Any, seed: Any, grad: Any, key: str, *_: Any, **__: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    out: Any,
+    lse: Any,
+    seed: Any,
+    grad: Any,
+    key: str,
+    wants_dbias: bool,
+    **_: Any,
 ) -> int:
     return _problem(key).replace(direction="backward", decode=False).flops()

@@ -59,7 +59,7 @@ BIASED: Mapping[str, Problem] = {
         "bias-document": {"mask": "document:count=3"},
         "bias-strided": {"mask": "strided:stride=8"},
         "bias-block_sparse": {"mask": "block_sparse:block=16"},
-        "bias-bigbird": {"mask": "bigbird:block=8"},
+        "bias-bigbird": {"mask": "bigbird:block=8", "seqlen_q": 70, "seqlen_k": 70},
         "bias-fixed": {"mask": "fixed:stride=16,summary=3"},
         "bias-dilated": {"mask": "dilated:window=5,dilation=3"},
         "bias-softcap": {"softcap": 2.0},

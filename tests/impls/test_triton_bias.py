@@ -182,11 +182,11 @@ def test_both_operators_are_registered_in_full() -> None:
     qkv = [x.requires_grad_() for x in inputs.qkv()]
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
     torch.library.opcheck(
-        operator.forward, (*qkv, attend.key, bias.requires_grad_()), test_utils=checks
+        operator.forward, (*qkv, bias.requires_grad_(), attend.key), test_utils=checks
     )
     with torch.no_grad():
-        results = operator.forward(*qkv, attend.key, bias)
-        given = (*qkv, *results, inputs.grad_out_BHME, attend.key, bias)
+        results = operator.forward(*qkv, bias, attend.key)
+        given = (*qkv, bias, *results, inputs.grad_out_BHME, attend.key)
         for wants_dbias in (True, False):
             torch.library.opcheck(operator.backward, (*given, wants_dbias), test_utils=checks[::2])
 
