@@ -3,8 +3,8 @@
 A decode step has one query row a head, so that tiles of queries would leave a GPU idle. Here
 a program owns a key head and a share of the keys, and its rows are the queries of all heads
 that share the key head, which read the keys together; a learned bias each row reads from its
-own head. ``merge_kernel`` joins the shares by
-their log-sum-exps (Dao et al. 2023, Flash-Decoding).
+own head. ``merge_kernel`` joins the shares by their log-sum-exps (Dao et al. 2023,
+Flash-Decoding).
 
 Letters: as in ``forward``; a row of M is query head ``row // seqlen_q`` of the group at
 position ``row % seqlen_q``. S = number of shares, padded.
