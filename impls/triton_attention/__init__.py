@@ -1,12 +1,13 @@
 """``triton``: fused attention in Triton, forward and backward, for every feature of a problem.
 
-``forward`` and ``backward`` hold the kernels and are made to be read; ``specialized`` is the
-forward for sm_90 and later, ``tiles``, ``order`` and ``dropout`` what they share, ``masks``
-how a mask reaches them, ``config`` how they are cut, ``schedules`` which of it a problem may
-have, ``launch`` how they are called, ``operator`` how torch sees it, ``tuning`` which
-configuration is the fastest, ``cases`` what is compiled to check them. On a CPU they run only
-when asked, in Triton's interpreter (``triton:interpret=true``): for correctness, thousands of
-times slower than anything.
+``forward``, ``dkdv``, ``dq`` and ``dbias`` hold the kernels and are made to be read
+(``backward`` tells how gradients come about); ``specialized`` is the forward for sm_90 and
+later, ``decode`` that for few queries, ``tiles``, ``order`` and ``dropout`` what they share,
+``masks`` how a mask reaches them, ``config`` how they are cut, ``schedules`` which of it a
+problem may have, ``prepared`` what a problem has made once, ``launch`` how kernels are called,
+``operator`` how torch sees it, ``tuning`` which configuration is the fastest, ``cases`` what is
+compiled to check them. On a CPU they run only when asked, in Triton's interpreter
+(``triton:interpret=true``): for correctness, thousands of times slower than anything.
 
 Triton is imported when a problem is built: it takes a second that others need not wait.
 """
@@ -55,7 +56,7 @@ class Triton(Attention):
             the interpreter, where times mean nothing, the default ones run.
     """
 
-    features = Attention.features | {"alibi", "softcap", "dropout"}
+    features = Attention.features | {"alibi", "bias", "softcap", "dropout"}
     dtypes = ("float32", "bfloat16", "float16", _FP8)
     devices = ("cuda", "cpu")
     options = {"interpret": False, "fp32": "ieee", "schedule": "auto", "tune": True}
@@ -118,14 +119,25 @@ class Triton(Attention):
 
         problem = attention.problem
         inputs = make_inputs(problem, seed=0, device=attention.device)
+        bias = _drawn_bias(problem, attention.device)
         if self.options["tune"]:
-            tune(attention, inputs, schedule=str(self.options["schedule"]))
+            tune(attention, inputs, *bias, schedule=str(self.options["schedule"]))
         wants_grad = problem.direction != "forward"
-        q, k, v = (x.requires_grad_(wants_grad) for x in inputs.qkv())
+        given = [x.requires_grad_(wants_grad) for x in (*inputs.qkv(), *bias)]
         with torch.set_grad_enabled(wants_grad):
-            out = attention(q, k, v)
+            out = attention(*given)
         if wants_grad:
-            torch.autograd.grad(out, (q, k, v), inputs.grad_out_BHME)
+            torch.autograd.grad(out, given, inputs.grad_out_BHME)
+
+
+def _drawn_bias(problem: Problem, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """A learned bias (H, M, N) where the problem has one, which no inputs hold."""
+    if not problem.bias:
+        return ()
+    shape = (problem.heads_q, problem.seqlen_q, problem.seqlen_k)
+    generator = torch.Generator(device).manual_seed(0)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
+    return (drawn.to(problem.torch_dtype),)
 
 
 def _supports_gpu(problem: Problem, device: torch.device) -> None:

@@ -25,6 +25,7 @@ _CAUSAL: Mapping[str, Any] = {
     "mask": "causal", "dtype": "bfloat16", "direction": "both",
 }  # fmt: skip
 _DECODE = {**_CAUSAL, "heads_kv": 2, "seqlen_q": 1, "direction": "forward"}
+_BIAS = {**_CAUSAL, "bias": True}
 _ONE = {**_CAUSAL, "batch": 1, "heads": 1, "seqlen_q": 1, "seqlen_k": 1}
 _FEATURES: Mapping[str, Mapping[str, Any]] = {
     "full": {**_CAUSAL, "mask": "full"},
@@ -34,17 +35,26 @@ _FEATURES: Mapping[str, Mapping[str, Any]] = {
     "softcap-alibi": {**_CAUSAL, "softcap": 30.0, "alibi": True},
     "dropout": {**_CAUSAL, "dropout_p": 0.1},
     "gqa": {**_CAUSAL, "heads_kv": 4},
+    "bias-softcap-alibi": {**_BIAS, "softcap": 30.0, "alibi": True},
+    "bias-bounds": {**_BIAS, "mask": "document:count=4"},
+    "bias-blocks": {**_BIAS, "seqlen_q": 256, "seqlen_k": 256, "mask": "strided:stride=32"},
+    "bias-dropout": {**_BIAS, "dropout_p": 0.1},
+    "bias-gqa": {**_BIAS, "heads_kv": 4},
+    "bias-strided": _BIAS,
+    "bias-ragged": {**_BIAS, "seqlen_q": 1001, "seqlen_k": 1003, "head_dim": 40},
     "head_dim_v": {**_CAUSAL, "head_dim": 192, "head_dim_v": 128},
     # Lengths and strides that are no multiples of 16, so that loads are of fewer bytes.
     "ragged": {**_CAUSAL, "seqlen_q": 1001, "seqlen_k": 1003, "head_dim": 40},
     "decode-window": {**_DECODE, "mask": "window:window=100"},
     "decode-bounds": {**_DECODE, "seqlen_q": 4, "mask": "prefix:prefix=20"},
     "decode-softcap-alibi": {**_DECODE, "softcap": 30.0, "alibi": True},
+    "decode-bias": {**_DECODE, "bias": True},
     "decode-head_dim_v": {**_DECODE, "head_dim": 192, "head_dim_v": 128},
     "decode-64-rows": {**_DECODE, "seqlen_q": 8},
     # Triton makes a constant of every size that is 1, and constants have other methods.
     "size-1": _ONE,
     "size-1-dropout": {**_ONE, "dropout_p": 0.1},
+    "size-1-bias": {**_ONE, "bias": True},
 }
 _DIMS = (128, 64, 16, 80, 256)
 _TABLED_DIMS = (32, 64, 128, 256)  # each has configurations of its own
@@ -56,7 +66,7 @@ _PROCESSORS, _L2_BYTES = 132, 50 << 20  # numbers that a launch passes on: any w
 # The side of a kernel's tile that becomes the rows of its products; None if it has none.
 _ROWS: Mapping[str, str | None] = {
     "forward": "block_m", "specialized": "block_m", "decode": "block_m", "dq": "block_m",
-    "dkdv": "block_n", "merge": None, "delta": None, "keep": None,
+    "dbias": "block_m", "dkdv": "block_n", "merge": None, "delta": None, "keep": None,
 }  # fmt: skip
 _FULL_RATE_ROWS = 64  # of the matrix instructions of sm_90 and sm_100
 # Bytes a thread that may spill. The forward's 128 × 64 tile at head_dim 128 takes all 255
@@ -99,7 +109,9 @@ class Recorder(FusedAttention):
         self.launches.append(Launch(kernel, config, arguments))
 
 
-def record(problem: Problem, precision: str, chosen: Configs, target: Target) -> list[Launch]:
+def record(
+    problem: Problem, precision: str, chosen: Configs, target: Target, *, strided: bool = False
+) -> list[Launch]:
     """The launches of a forward and, unless the problem is one alone, of a backward.
 
     Args:
@@ -107,6 +119,8 @@ def record(problem: Problem, precision: str, chosen: Configs, target: Target) ->
         precision: of float32 products.
         chosen: the configurations.
         target: for which.
+        strided: whether the heads of a learned bias are innermost, as a table of positions
+            leaves them.
     """
     p = problem
     recorder = Recorder(p, precision, chosen, target)
@@ -119,9 +133,15 @@ def record(problem: Problem, precision: str, chosen: Configs, target: Target) ->
             (p.batch, p.heads_q, p.seqlen_q, p.head_dim_v),
         )
     )
-    out, lse = recorder.forward(q, k, v)
+    bias = None
+    if p.bias:
+        shape = (p.heads_q, p.seqlen_q, p.seqlen_k)
+        bias = torch.empty(shape, dtype=p.torch_dtype, device="meta")
+        if strided:
+            bias = bias.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    out, lse = recorder.forward(q, k, v, bias)
     if p.direction != "forward":
-        recorder.backward((q, k, v), out, lse, recorder.seed, grad)
+        recorder.backward((q, k, v), out, lse, recorder.seed, grad, bias)
     recorder.keep_mask()
     return recorder.launches
 
@@ -144,8 +164,9 @@ def _defaults(target: Target) -> Iterator[Case]:
     """Each problem in the configurations that it has unless others are measured."""
     for name, fields, precision in _problems(target):
         problem = Problem.of(**fields)
-        chosen = configs(_dim(problem), problem.element_bytes, target)
-        for launch in record(problem, precision, chosen, target):
+        chosen = configs(_dim(problem), problem.element_bytes, target, problem.bias)
+        strided = name.endswith("-strided")
+        for launch in record(problem, precision, chosen, target, strided=strided):
             yield _case(name, launch, problem, precision, target)
 
 
@@ -155,6 +176,8 @@ def _problems(target: Target) -> Iterator[tuple[str, Mapping[str, Any], str]]:
         for kind, fields in (("causal", _CAUSAL), ("decode", _DECODE)):
             for dim in _DIMS:
                 yield f"{kind}-{dim}", {**fields, "head_dim": dim, "dtype": dtype}, "ieee"
+    for dtype, dim in itertools.product(("bfloat16", "float32"), _DIMS):
+        yield f"bias-{dim}", {**_BIAS, "head_dim": dim, "dtype": dtype}, "ieee"
     for feature, fields in _FEATURES.items():
         yield feature, fields, "ieee"
     for name, fields in (("causal-128", _CAUSAL), ("decode-128", _DECODE)):
@@ -164,6 +187,7 @@ def _problems(target: Target) -> Iterator[tuple[str, Mapping[str, Any], str]]:
     for dim in (64, 128) if target in _FP8_TARGETS else ():
         told = {"head_dim": dim, "dtype": _FP8, "direction": "forward"}
         yield f"causal-{dim}", {**_CAUSAL, **told}, "ieee"
+        yield f"bias-{dim}", {**_BIAS, **told}, "ieee"
         yield f"decode-{dim}", {**_DECODE, **told}, "ieee"
 
 
@@ -222,4 +246,4 @@ def _spill_budget(launch: Launch, problem: Problem, target: Target) -> int:
 
 
 def _default(problem: Problem, target: Target) -> Config:
-    return configs(_dim(problem), problem.element_bytes, target).forward
+    return configs(_dim(problem), problem.element_bytes, target, problem.bias).forward

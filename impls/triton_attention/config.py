@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .tables import BACKWARD
+from .tables import BACKWARD, biased
 
 Schedule = Literal["tiles", "persistent", "specialized"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
@@ -76,9 +76,9 @@ class Configs:
     dq: Config
 
 
-def configs(dim: int, element_bytes: int, target: Target) -> Configs:
+def configs(dim: int, element_bytes: int, target: Target, bias: bool = False) -> Configs:
     """The first candidate of each kernel; arguments as for ``candidates``."""
-    return Configs(*(candidates(kernel, dim, element_bytes, target)[0] for kernel in KERNELS))
+    return Configs(*(candidates(kernel, dim, element_bytes, target, bias)[0] for kernel in KERNELS))
 
 
 # ---- candidates --------------------------------------------------------------------------
@@ -112,7 +112,9 @@ _WIDEST_SPECIALIZED = {"sm_90": 256, "sm_100": 128}  # what does not spill
 _WIDEST_WALK = {"sm_90": 128}  # elsewhere 64
 
 
-def candidates(kernel: Kernel, dim: int, element_bytes: int, target: Target) -> tuple[Config, ...]:
+def candidates(
+    kernel: Kernel, dim: int, element_bytes: int, target: Target, bias: bool = False
+) -> tuple[Config, ...]:
     """Every configuration that a kernel may run in; the first is the one when nothing was tuned.
 
     Args:
@@ -120,13 +122,17 @@ def candidates(kernel: Kernel, dim: int, element_bytes: int, target: Target) -> 
         dim: the larger of head_dim and head_dim_v, at most 256.
         element_bytes: of q, k and v: 1 (the forward alone), 2 or 4.
         target: architecture, or the interpreter.
+        bias: whether logits have a learned bias.
     """
     if target == "interpreter":
         return tuple(_interpreted(kernel, element_bytes))
     if kernel == "forward":
-        return tuple(dict.fromkeys(_of_forward(dim, element_bytes, target)))
-    cuts = BACKWARD[kernel, target][max(2, element_bytes), max(64, padded(dim))]
-    return tuple(Config(*cut) for cut in cuts)
+        return tuple(dict.fromkeys(_of_forward(dim, element_bytes, target, bias)))
+    width = max(64, padded(dim))
+    cuts = BACKWARD[kernel, target][max(2, element_bytes), width]
+    if bias and element_bytes <= 2:
+        cuts = (biased(kernel, target, width), *cuts)
+    return tuple(Config(*cut) for cut in dict.fromkeys(cuts))
 
 
 def _interpreted(kernel: Kernel, element_bytes: int) -> Iterator[Config]:
@@ -138,9 +144,12 @@ def _interpreted(kernel: Kernel, element_bytes: int) -> Iterator[Config]:
             yield dataclasses.replace(first, schedule="specialized")
 
 
-def _of_forward(dim: int, element_bytes: int, target: Target) -> Iterator[Config]:
+def _of_forward(dim: int, element_bytes: int, target: Target, bias: bool) -> Iterator[Config]:
     width = max(32, padded(dim))
     first = (_FORWARD_SINGLE if element_bytes == 4 else _FORWARD_HALF)[width]
+    if bias and element_bytes <= 2:
+        usual, first = first, Config(*biased("forward", target, width))
+        yield from (first, usual)
     yield first
     # float32 has few registers to spare: its tiles stay as they are
     for config in _FORWARD[width] if element_bytes <= 2 else ():
@@ -160,19 +169,24 @@ def _shared_bytes(config: Config, width: int, element_bytes: int) -> int:
     return pairs * width * element_bytes
 
 
-def why_not(config: Config, form: str, dropout: bool, row_bytes: tuple[int, ...]) -> str | None:
+def why_not(
+    config: Config, form: str, dropout: bool, bias: bool, row_bytes: tuple[int, ...]
+) -> str | None:
     """Why a problem cannot have a configuration, in a few words; None if it can.
 
     Args:
         config: of the forward.
         form: how the mask reaches the kernels, as in ``masks``.
         dropout: whether weights are dropped.
+        bias: whether logits have a learned bias.
         row_bytes: of a row of q, of k and of v.
     """
     if config.schedule != "specialized":
         return None
     if form != "band":
         return f"a mask by {form} needs loads that no producer can make"
+    if bias:
+        return "a learned bias needs loads that no producer can make"
     if dropout:
         return "the random numbers of dropout take the registers that a consumer has"
     if any(size % 16 for size in row_bytes):
@@ -207,6 +221,21 @@ def decode_config(seqlen_q: int, group: int, dim: int, element_bytes: int) -> Co
     if element_bytes == 4:
         return Config(block_m, block_n, 8, 1 if padded(dim) == 256 else 2)
     return Config(block_m, block_n, 4, 2)
+
+
+def dbias_config(dim: int, element_bytes: int, target: Target) -> Config:
+    """The tile of a learned bias whose gradient a program owns.
+
+    Args:
+        dim: the larger of head_dim and head_dim_v.
+        element_bytes: of q, k and v: 2 or 4.
+        target: architecture, or the interpreter.
+    """
+    if target == "interpreter":
+        return _INTERPRETED["dq"]
+    if element_bytes == 4:
+        return Config(32, 32, 4 if target == "gfx942" else 8, 1)
+    return Config(*biased("dbias", target, max(64, padded(dim))))
 
 
 def shares_of(seqlen_k: int, block_n: int, heads: int, processors: int) -> int:

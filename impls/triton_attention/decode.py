@@ -2,8 +2,9 @@
 
 A decode step has one query row a head, so that tiles of queries would leave a GPU idle. Here
 a program owns a key head and a share of the keys, and its rows are the queries of all heads
-that share the key head, which read the keys together. ``merge_kernel`` joins the shares by
-their log-sum-exps (Dao et al. 2023, Flash-Decoding).
+that share the key head, which read the keys together; a learned bias each row reads from its
+own head. ``merge_kernel`` joins the shares by their log-sum-exps (Dao et al. 2023,
+Flash-Decoding).
 
 Letters: as in ``forward``; a row of M is query head ``row // seqlen_q`` of the group at
 position ``row % seqlen_q``. S = number of shares, padded.
@@ -20,13 +21,14 @@ from .tiles import interval_of, span_of
 
 @triton.jit
 def decode_kernel(
-    q_ptr, k_ptr, v_ptr, parts_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
+    q_ptr, k_ptr, v_ptr, parts_ptr, lse_ptr, slopes_ptr, bias_ptr, table_ptr, patterns_ptr,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
-    batch, heads_q, group, seqlen_q, seqlen_k, shares,
+    bias_h, bias_m, bias_n, batch, heads_q, group, seqlen_q, seqlen_k, shares,
     table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, HAS_LOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes each share's output, float32 (shares, B, H, M, E), and LSE (shares, B, H, M)."""
     tl.static_assert(not DROPOUT and MASK != "blocks")
@@ -52,6 +54,9 @@ def decode_kernel(
     alibi_slope = 0.0
     if ALIBI:
         alibi_slope = tl.load(slopes_ptr + h_M)[:, None]
+    bias_M = m
+    if BIAS:  # a row that is none has that of one that is
+        bias_M = bias_ptr + h_M.to(tl.int64) * bias_h + m.to(tl.int64) * bias_m
 
     # This program's share of the blocks that any row sees.
     shift = seqlen_k - seqlen_q
@@ -72,20 +77,23 @@ def decode_kernel(
         top_M, sum_M, acc_ME = visit(
             top_M, sum_M, acc_ME, first, whole, q_MD, k_base, v_base, m, low_M, high_M,
             table_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head_kv, seqlen_q, seqlen_k,
-            shift, scale, softcap, alibi_slope, dropout_p, 0, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-            BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
+            shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, 0,
+            HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+            DROPOUT, PRECISION, True,
         )  # fmt: skip
     top_M, sum_M, acc_ME = visit(
         top_M, sum_M, acc_ME, whole, rest, q_MD, k_base, v_base, m, low_M, high_M,
         table_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head_kv, seqlen_q, seqlen_k,
-        shift, scale, softcap, alibi_slope, dropout_p, 0, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-        BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, False,
+        shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, 0,
+        HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+        DROPOUT, PRECISION, False,
     )  # fmt: skip
     top_M, sum_M, acc_ME = visit(
         top_M, sum_M, acc_ME, rest, last, q_MD, k_base, v_base, m, low_M, high_M,
         table_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head_kv, seqlen_q, seqlen_k,
-        shift, scale, softcap, alibi_slope, dropout_p, 0, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-        BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
+        shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, 0,
+        HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+        DROPOUT, PRECISION, True,
     )  # fmt: skip
 
     acc_ME = acc_ME / tl.where(sum_M == 0.0, 1.0, sum_M)[:, None]

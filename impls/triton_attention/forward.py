@@ -29,6 +29,7 @@ import triton.language as tl
 from .dropout import kept_by_dropout
 from .order import tile_at
 from .tiles import (
+    bias_of,
     interval_of,
     load_tile,
     logits_of,
@@ -41,14 +42,14 @@ from .tiles import (
 
 @triton.jit
 def forward_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, bias_ptr, table_ptr, patterns_ptr,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m, out_d,
-    units, together, heads_q, group, seqlen_q, seqlen_k,
+    bias_h, bias_m, bias_n, units, together, heads_q, group, seqlen_q, seqlen_k,
     table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, HAS_LOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    PERSISTENT: tl.constexpr,
+    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr, PERSISTENT: tl.constexpr,
 ):  # fmt: skip
     """Writes ``out`` and the log-sum-exp in base 2 (B, H, M), −inf where a row sees nothing.
 
@@ -60,33 +61,36 @@ def forward_kernel(
         # Hoisted out of this loop, offsets within tiles would hold registers all through it.
         for unit in tl.range(first, units, tl.num_programs(0), disable_licm=True):
             attend_tile(
-                unit, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
-                q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m,
-                out_d, units, together, heads_q, group, seqlen_q, seqlen_k,
-                table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
+                unit, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, bias_ptr, table_ptr,
+                patterns_ptr, q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
+                out_b, out_h, out_m, out_d, bias_h, bias_m, bias_n, units, together,
+                heads_q, group, seqlen_q, seqlen_k, table_stride, behind, ahead,
+                scale, softcap, dropout_p, seed_ptr,
                 HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, HAS_LOW,
-                SOFTCAP, ALIBI, DROPOUT, PRECISION,
+                SOFTCAP, ALIBI, BIAS, DROPOUT, PRECISION,
             )  # fmt: skip
     else:
         attend_tile(
-            first, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
-            q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m,
-            out_d, units, together, heads_q, group, seqlen_q, seqlen_k,
-            table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
+            first, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, bias_ptr, table_ptr,
+            patterns_ptr, q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
+            out_b, out_h, out_m, out_d, bias_h, bias_m, bias_n, units, together,
+            heads_q, group, seqlen_q, seqlen_k, table_stride, behind, ahead,
+            scale, softcap, dropout_p, seed_ptr,
             HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, HAS_LOW,
-            SOFTCAP, ALIBI, DROPOUT, PRECISION,
+            SOFTCAP, ALIBI, BIAS, DROPOUT, PRECISION,
         )  # fmt: skip
 
 
 @triton.jit
 def attend_tile(
-    unit, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
+    unit, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, bias_ptr, table_ptr, patterns_ptr,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m, out_d,
-    units, together, heads_q, group, seqlen_q, seqlen_k,
+    bias_h, bias_m, bias_n, units, together, heads_q, group, seqlen_q, seqlen_k,
     table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, HAS_LOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One unit of work: the tile and head that ``order.tile_at`` gives it."""
     tiles = tl.cdiv(seqlen_q, BLOCK_M)
@@ -104,6 +108,9 @@ def attend_tile(
     alibi_slope = 0.0
     if ALIBI:
         alibi_slope = tl.load(slopes_ptr + h)
+    bias_M = m
+    if BIAS:
+        bias_M = bias_ptr + h.to(tl.int64) * bias_h + m.to(tl.int64) * bias_m
 
     shift = seqlen_k - seqlen_q
     low_M, high_M = m, m
@@ -129,20 +136,23 @@ def attend_tile(
         top_M, sum_M, acc_ME = visit(
             top_M, sum_M, acc_ME, first, whole, q_MD, k_base, v_base, m, low_M, high_M,
             list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
-            shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-            BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
+            shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, seed,
+            HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+            DROPOUT, PRECISION, True,
         )  # fmt: skip
     top_M, sum_M, acc_ME = visit(
         top_M, sum_M, acc_ME, whole, rest, q_MD, k_base, v_base, m, low_M, high_M,
         list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
-        shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-        BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, False,
+        shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, seed,
+        HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+        DROPOUT, PRECISION, False,
     )  # fmt: skip
     top_M, sum_M, acc_ME = visit(
         top_M, sum_M, acc_ME, rest, last, q_MD, k_base, v_base, m, low_M, high_M,
         list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
-        shift, scale, softcap, alibi_slope, dropout_p, seed, HEAD_DIM, HEAD_DIM_V, DIM, DIM_V,
-        BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, True,
+        shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, seed,
+        HEAD_DIM, HEAD_DIM_V, DIM, DIM_V, BLOCK_M, BLOCK_N, MASK, SOFTCAP, ALIBI, BIAS,
+        DROPOUT, PRECISION, True,
     )  # fmt: skip
     out_base = out_ptr + b * out_b + h.to(tl.int64) * out_h
     finish_tile(
@@ -155,10 +165,11 @@ def attend_tile(
 def visit(
     top_M, sum_M, acc_ME, begin, end, q_MD, k_base, v_base, m, low_M, high_M,
     list_ptr, patterns_ptr, k_n, k_d, v_n, v_d, head, seqlen_q, seqlen_k,
-    shift, scale, softcap, alibi_slope, dropout_p, seed,
+    shift, scale, softcap, alibi_slope, bias_M, bias_n, dropout_p, seed,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
+    ALIBI: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):  # fmt: skip
     """Blocks ``begin … end`` of keys, or of the list; PARTIAL if not all of each is visible."""
     for step in tl.range(begin, end, num_stages=1 if PARTIAL else None):
@@ -172,6 +183,8 @@ def visit(
         logits_MN, _ = logits_of(
             dots_MN, (m + shift)[:, None], n[None, :], scale, softcap, alibi_slope, SOFTCAP, ALIBI
         )
+        if BIAS:
+            logits_MN += bias_of(bias_M, m < seqlen_q, start, seqlen_k, bias_n, BLOCK_N, PARTIAL)
         if PARTIAL:
             if MASK == "blocks":
                 pattern = tl.load(list_ptr + 3 + 2 * step)
@@ -183,7 +196,7 @@ def visit(
                 visible_MN = visible_in(low_M[:, None], high_M[:, None], n[None, :])
             logits_MN = tl.where(visible_MN, logits_MN, float("-inf"))
 
-        weights_MN, keep_M, top_M, sum_M = weigh(logits_MN, top_M, sum_M, PARTIAL)
+        weights_MN, keep_M, top_M, sum_M = weigh(logits_MN, top_M, sum_M, PARTIAL or BIAS)
         if DROPOUT:
             kept_MN = kept_by_dropout(
                 seed, head.to(tl.int64), m[:, None], n[None, :], seqlen_q, seqlen_k, dropout_p
@@ -199,8 +212,10 @@ def visit(
 
 
 @triton.jit
-def weigh(logits_MN, top_M, sum_M, PARTIAL: tl.constexpr):
+def weigh(logits_MN, top_M, sum_M, BLIND: tl.constexpr):
     """The online softmax of one more block: weights not yet normalised, and what changes.
+
+    ``BLIND`` says that a row may have seen nothing yet but logits of −inf.
 
     Returns:
         weights_MN; ``keep_M``, the factor that what was summed before is scaled by; the new
@@ -208,7 +223,7 @@ def weigh(logits_MN, top_M, sum_M, PARTIAL: tl.constexpr):
     """
     new_M = tl.maximum(top_M, tl.max(logits_MN, 1))
     from_M = new_M
-    if PARTIAL:  # a row that has seen nothing yet: −inf − −inf would be NaN
+    if BLIND:  # −inf − −inf would be NaN
         from_M = tl.where(new_M == float("-inf"), 0.0, new_M)
     weights_MN = tl.exp2(logits_MN - from_M[:, None])
     keep_M = tl.exp2(top_M - from_M)

@@ -49,9 +49,12 @@ class Walk:
 
     def arguments(self) -> dict[str, Any]:
         """By the names that the kernels use."""
+        return {"HAS_LOW": self.has_low, **self.of_tile()}
+
+    def of_tile(self) -> dict[str, Any]:
+        """Those of a kernel whose tiles stay where they are."""
         return {
             "MASK": self.form,
-            "HAS_LOW": self.has_low,
             "behind": self.behind,
             "ahead": self.ahead,
             "table_ptr": self.table,
@@ -64,6 +67,19 @@ def walk_of(problem: Problem, own: Side, config: Config, device: torch.device) -
     """How tiles of queries walk over keys, or tiles of keys over queries."""
     return (
         _band(problem, own) or _bounds(problem, own, device) or _list(problem, own, config, device)
+    )
+
+
+def plane_of(problem: Problem, config: Config, device: torch.device) -> Walk:
+    """What is visible in each tile of the (M, N) plane, for programs that own one of them.
+
+    As ``walk_of`` for tiles of queries, but of the form ``blocks`` the table is int32
+    (tiles_m, tiles_n): the pattern of each tile, −1 where nothing is visible.
+    """
+    return (
+        _band(problem, "queries")
+        or _bounds(problem, "queries", device)
+        or _plane(problem, config, device)
     )
 
 
@@ -118,6 +134,15 @@ def _list(problem: Problem, own: Side, config: Config, device: torch.device) -> 
     return Walk(
         "blocks", False, table=torch.from_numpy(table).to(device), patterns=patterns.to(device)
     )
+
+
+def _plane(problem: Problem, config: Config, device: torch.device) -> Walk:
+    state = _states(problem, config)
+    pattern, patterns = _patterns(problem, config, state)
+    patterns = torch.cat([patterns, torch.ones_like(patterns[:1])])
+    pattern = np.select([state == _WHOLE, state == _PARTIAL], [len(patterns) - 1, pattern], -1)
+    table = torch.from_numpy(pattern.astype(np.int32))
+    return Walk("blocks", False, table=table.to(device), patterns=patterns.to(device))
 
 
 def _states(problem: Problem, config: Config) -> Ints:

@@ -4,10 +4,11 @@ An operator takes tensors and a *key*, the problem and the options as JSON. By t
 finds the attention that was built, or builds it again: a compiled graph may come from
 torch's cache on disk, in a process where nothing was built, and may outlive what was.
 
-- ``…::forward(q, k, v, key) → (out, lse, seed)``; the seed is that of dropout, int64
+- ``…::forward(q, k, v, bias, key) → (out, lse, seed)``; the seed is that of dropout, int64
   ``(1,)``, empty without dropout. It is a result because the backward and ``keep_mask`` need
-  the very number that was drawn.
-- ``…::backward(q, k, v, out, lse, seed, grad_out, key) → (dq, dk, dv)``.
+  the very number that was drawn. The bias is None unless the problem has a learned one.
+- ``…::backward(q, k, v, bias, out, lse, seed, grad_out, key, wants_dbias) → (dq, dk, dv,
+  dbias)``; dbias is empty unless it is wanted.
 
 FLOPs are those of ``Problem.flops()``: of the pairs that the mask keeps.
 
@@ -43,7 +44,7 @@ _MOST_REBUILT = 64
 
 
 class TorchAttention(FusedAttention):
-    """A :class:`FusedAttention` to call as ``(q, k, v) → out``, in any of torch's worlds.
+    """A :class:`FusedAttention` to call as ``(q, k, v[, bias]) → out``, in any of torch's worlds.
 
     In eager mode an ``autograd.Function`` is called rather than the operators: the way
     through torch's dispatcher and its Python wrappers doubles the host's time of a forward
@@ -63,18 +64,23 @@ class TorchAttention(FusedAttention):
         self.key = json.dumps({"problem": problem.to_json(), "options": options}, sort_keys=True)
         _built[self.key, self.device] = self
 
-    def __call__(self, q_BHMD: Tensor, k_BGND: Tensor, v_BGNE: Tensor) -> Tensor:
+    def __call__(
+        self, q_BHMD: Tensor, k_BGND: Tensor, v_BGNE: Tensor, bias_HMN: Tensor | None = None
+    ) -> Tensor:
         """Attend; autograd can differentiate it once.
 
         Raises:
-            ValueError: a tensor is not of the problem's shape and dtype, or elsewhere.
+            ValueError: a tensor is not of the problem's shape and dtype, or elsewhere; or a
+                learned bias is missing or superfluous.
         """
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-            out_BHME, _, seed = forward(q_BHMD, k_BGND, v_BGNE, self.key)
+            out_BHME, _, seed = forward(q_BHMD, k_BGND, v_BGNE, bias_HMN, self.key)
             if self.problem.dropout_p > 0:
                 self.seed = seed
         else:
-            out_BHME = _Attend.apply(q_BHMD, k_BGND, v_BGNE, self)  # type: ignore[no-untyped-call]
+            out_BHME = _Attend.apply(  # type: ignore[no-untyped-call]
+                q_BHMD, k_BGND, v_BGNE, bias_HMN, self
+            )
         attended: Tensor = out_BHME
         return attended
 
@@ -111,37 +117,64 @@ def _indexed(device: torch.device) -> torch.device:
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::forward", mutates_args=(), tags=_TAGS)
-def forward(q: Tensor, k: Tensor, v: Tensor, key: str) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """``out`` (B, H, M, E), the LSE in base 2 float32 (B, H, M), the seed of dropout."""
     attention = _attention(key, q.device)
-    out_BHME, lse_BHM = attention.forward(q, k, v)
+    out_BHME, lse_BHM = attention.forward(q, k, v, bias)
     seed = attention.seed
     return out_BHME, lse_BHM, _no_seed(q) if seed is None else seed
 
 
 @forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, key: str) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key: str
+) -> tuple[Tensor, Tensor, Tensor]:
     problem = _problem(key)
-    check_inputs(problem, q.device, q, k, v)
+    check_inputs(problem, q.device, q, k, v, bias)
     has_seed = problem.dropout_p > 0
     return *new_results(problem, q), q.new_empty(1, dtype=torch.int64) if has_seed else _no_seed(q)
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::backward", mutates_args=(), tags=_TAGS[1:])
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, seed: Tensor, grad: Tensor, key: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv for what ``forward`` was given and returned."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    seed: Tensor,
+    grad: Tensor,
+    key: str,
+    wants_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv and dbias for what ``forward`` was given and returned."""
     attention = _attention(key, q.device)
-    return attention.backward((q, k, v), out, lse, seed if len(seed) else None, grad)
+    dq, dk, dv, dbias = attention.backward(
+        (q, k, v), out, lse, seed if len(seed) else None, grad, bias, wants_dbias=wants_dbias
+    )
+    return dq, dk, dv, q.new_empty(0) if dbias is None else dbias
 
 
 @backward.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, seed: Tensor, grad: Tensor, key: str
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    seed: Tensor,
+    grad: Tensor,
+    key: str,
+    wants_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dq, dk, dv = (dense_like(x, x.shape[3]) for x in (q, k, v))
-    return dq, dk, dv
+    if bias is None or not wants_dbias:
+        return dq, dk, dv, q.new_empty(0)
+    return dq, dk, dv, dense_like(bias, bias.shape[2])
 
 
 def _no_seed(q: Tensor) -> Tensor:
@@ -152,17 +185,19 @@ def _no_seed(q: Tensor) -> Tensor:
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q_BHMD, k_BGND, v_BGNE, ctx.key = inputs
+    q_BHMD, k_BGND, v_BGNE, bias_HMN, ctx.key = inputs
     _, lse_BHM, seed = output
-    ctx.save_for_backward(q_BHMD, k_BGND, v_BGNE, *output)
+    ctx.save_for_backward(q_BHMD, k_BGND, v_BGNE, bias_HMN, *output)
     ctx.mark_non_differentiable(lse_BHM, seed)
     ctx.set_materialize_grads(False)  # no zeros for the gradient of the LSE, which has none
 
 
 def _gradients(ctx: Any, grad_BHME: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_BHME is None:
-        return None, None, None, None
-    return *backward(*ctx.saved_tensors, grad_BHME, ctx.key), None
+        return None, None, None, None, None
+    wants_dbias = ctx.needs_input_grad[3]
+    dq, dk, dv, dbias = backward(*ctx.saved_tensors, grad_BHME, ctx.key, wants_dbias)
+    return dq, dk, dv, dbias if wants_dbias else None, None
 
 
 forward.register_autograd(_gradients, setup_context=_keep_for_backward)
@@ -173,34 +208,56 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q_BHMD: Tensor, k_BGND: Tensor, v_BGNE: Tensor, attention: TorchAttention
+        ctx: Any,
+        q_BHMD: Tensor,
+        k_BGND: Tensor,
+        v_BGNE: Tensor,
+        bias_HMN: Tensor | None,
+        attention: TorchAttention,
     ) -> Tensor:
-        out_BHME, lse_BHM = attention.forward(q_BHMD, k_BGND, v_BGNE)
-        ctx.save_for_backward(q_BHMD, k_BGND, v_BGNE, out_BHME, lse_BHM)
+        out_BHME, lse_BHM = attention.forward(q_BHMD, k_BGND, v_BGNE, bias_HMN)
+        ctx.save_for_backward(q_BHMD, k_BGND, v_BGNE, bias_HMN, out_BHME, lse_BHM)
         ctx.attention, ctx.seed = attention, attention.seed
         return out_BHME
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BHME: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        *inputs, out_BHME, lse_BHM = ctx.saved_tensors
-        attention, seed = ctx.attention, ctx.seed
+    def backward(ctx: Any, grad_BHME: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, bias_HMN, out_BHME, lse_BHM = ctx.saved_tensors
+        attention, seed, wants_dbias = ctx.attention, ctx.seed, ctx.needs_input_grad[3]
+        dbias_HMN: Tensor | None
         if torch._C._len_torch_dispatch_stack():  # it may have come after the forward
             seed = _no_seed(lse_BHM) if seed is None else seed
-            return *backward(*inputs, out_BHME, lse_BHM, seed, grad_BHME, attention.key), None
-        return *attention.backward(tuple(inputs), out_BHME, lse_BHM, seed, grad_BHME), None
+            dq_BHMD, dk_BGND, dv_BGNE, dbias_HMN = backward(
+                *inputs, bias_HMN, out_BHME, lse_BHM, seed, grad_BHME, attention.key, wants_dbias
+            )
+        else:
+            dq_BHMD, dk_BGND, dv_BGNE, dbias_HMN = attention.backward(
+                tuple(inputs), out_BHME, lse_BHM, seed, grad_BHME, bias_HMN, wants_dbias=wants_dbias
+            )
+        return dq_BHMD, dk_BGND, dv_BGNE, dbias_HMN if wants_dbias else None, None
 
 
 # ---- FLOPs -------------------------------------------------------------------------------
 
 
 @register_flop_formula(getattr(torch.ops, _NAMESPACE).forward)
-def _flops_forward(q: Any, k: Any, v: Any, key: str, **_: Any) -> int:
+def _flops_forward(q: Any, k: Any, v: Any, bias: Any, key: str, **_: Any) -> int:
     return _problem(key).replace(direction="forward").flops()
 
 
 @register_flop_formula(getattr(torch.ops, _NAMESPACE).backward)
 def _flops_backward(
-    q: Any, k: Any, v: Any, out: Any, lse: Any, seed: Any, grad: Any, key: str, **_: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    out: Any,
+    lse: Any,
+    seed: Any,
+    grad: Any,
+    key: str,
+    wants_dbias: bool,
+    **_: Any,
 ) -> int:
     return _problem(key).replace(direction="backward", decode=False).flops()

@@ -22,15 +22,21 @@ def check_inputs(
     q_BHMD: torch.Tensor,
     k_BGND: torch.Tensor,
     v_BGNE: torch.Tensor,
+    bias_HMN: torch.Tensor | None,
 ) -> None:
     """The kernels take sizes from the problem: other tensors would be read past their ends.
 
     Raises:
-        ValueError: a tensor is not of the problem's shape and dtype, or not on the device.
+        ValueError: a tensor is not of the problem's shape and dtype, or not on the device; a
+            learned bias that the problem has is not given, or one that it has not is.
     """
     p = problem
     dtype = p.torch_dtype
+    if (bias_HMN is not None) != p.bias:
+        given, has = ("no bias", "one") if p.bias else ("a bias", "none")
+        raise ValueError(f"{given} is given; this attention was built for a problem with {has}")
     for name, x, shape in (
+        *([] if bias_HMN is None else [("bias", bias_HMN, (p.heads_q, p.seqlen_q, p.seqlen_k))]),
         ("q", q_BHMD, (p.batch, p.heads_q, p.seqlen_q, p.head_dim)),
         ("k", k_BGND, (p.batch, p.heads_kv, p.seqlen_k, p.head_dim)),
         ("v", v_BGNE, (p.batch, p.heads_kv, p.seqlen_k, p.head_dim_v)),
@@ -49,16 +55,16 @@ def new_results(problem: Problem, q_BHMD: torch.Tensor) -> tuple[torch.Tensor, t
     return dense_like(q_BHMD, p.head_dim_v), lse_BHM
 
 
-def dense_like(x_BHSD: torch.Tensor, dim: int) -> torch.Tensor:
-    """Memory for ``(B, H, S, dim)`` without gaps, its axes in the order that ``x`` has them.
+def dense_like(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Memory for ``(…, dim)`` without gaps, its axes in the order that ``x`` (…, D) has them.
 
     ``torch.empty_like`` would do for ``dim`` = D, but not always agree with its own fake.
     """
-    shape = (*x_BHSD.shape[:3], dim)
-    steps = x_BHSD.stride()
-    strides, size = [0, 0, 0, 0], 1
+    shape = (*x.shape[:-1], dim)
+    steps = x.stride()
+    strides, size = [0] * len(steps), 1
     # From the innermost axis outwards. An expanded axis has no place in memory: outermost.
-    for axis in sorted((3, 2, 1, 0), key=lambda axis: (steps[axis] == 0, steps[axis])):
+    for axis in sorted(range(len(steps)), key=lambda axis: (steps[axis] == 0, steps[axis], -axis)):
         strides[axis] = size
         size *= shape[axis]
-    return x_BHSD.new_empty_strided(shape, strides)
+    return x.new_empty_strided(shape, strides)

@@ -95,10 +95,10 @@ def offered(
         Unsupported: there is none of this schedule, with the reason.
     """
     p = problem
-    every = candidates(kernel, max(p.head_dim, p.head_dim_v), p.element_bytes, target)
+    every = candidates(kernel, max(p.head_dim, p.head_dim_v), p.element_bytes, target, p.bias)
     of_schedule = [c for c in every if schedule in ("auto", c.schedule)]
     rows = tuple(d * p.element_bytes for d in (p.head_dim, p.head_dim_v))
-    refusals = [why_not(config, form, p.dropout_p > 0, rows) for config in of_schedule]
+    refusals = [why_not(config, form, p.dropout_p > 0, p.bias, rows) for config in of_schedule]
     found = tuple(c for c, why in zip(of_schedule, refusals, strict=True) if why is None)
     if not found:
         reason = next(iter(refusals), None) or f"{target} with {p.dtype} has none"

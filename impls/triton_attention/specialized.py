@@ -30,16 +30,18 @@ from .tiles import interval_of, logits_of, span_of, visible_in
 
 @triton.jit
 def specialized_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, table_ptr, patterns_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, slopes_ptr, bias_ptr, table_ptr, patterns_ptr,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, out_b, out_h, out_m, out_d,
-    units, together, heads_q, group, seqlen_q, seqlen_k,
+    bias_h, bias_m, bias_n, units, together, heads_q, group, seqlen_q, seqlen_k,
     table_stride, behind, ahead, scale, softcap, dropout_p, seed_ptr,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, DIM: tl.constexpr, DIM_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, HAS_LOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes what ``forward_kernel`` writes, from the same arguments."""
     tl.static_assert(MASK != "blocks", "a list of blocks needs a look-up in the loop")
+    tl.static_assert(not BIAS, "a learned bias is read in the loop, by no descriptor")
     tiles = tl.cdiv(seqlen_q, BLOCK_M)
     tile, head = tile_at(tl.program_id(0), tiles, units // tiles, together)
     b = (head // heads_q).to(tl.int64)

@@ -1,4 +1,4 @@
-"""Tiles of the backward kernels, by target: what compiling for it showed to fit.
+"""Tiles of the backward kernels, and where logits have a learned bias: what was found to fit.
 
 Each cut is rows of queries, keys, warps, stages; the first is the default, the others are for
 tuning to choose from. The defaults spill no registers in any feature but dropout, whose random
@@ -105,3 +105,36 @@ BACKWARD: Mapping[tuple[str, str], Mapping[tuple[int, int], tuple[Cut, ...]]] = 
     },
 }
 """By kernel and target, then bytes of an element and head dimension, padded, at least 64."""
+
+_BIASED: Mapping[str, Mapping[int, Cut]] = {
+    "forward": {
+        32: (128, 32, 8, 2), 64: (128, 32, 8, 2), 128: (128, 32, 8, 2), 256: (64, 32, 8, 1),
+    },
+    "dkdv": {64: (32, 32, 8, 2), 128: (32, 32, 8, 2), 256: (16, 32, 8, 1)},
+    "dq": {64: (128, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 1)},
+    "dbias": {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)},
+}  # fmt: skip
+_BIASED_OTHERWISE: Mapping[tuple[str, str, int], Cut] = {
+    ("dkdv", "sm_90", 64): (32, 64, 8, 2),  # fits there, at full rate
+    ("forward", "sm_100", 64): (64, 32, 8, 2),
+    ("forward", "gfx942", 256): (64, 32, 4, 1),
+    ("dkdv", "gfx942", 64): (32, 32, 4, 2),
+    ("dkdv", "gfx942", 128): (32, 32, 4, 2),
+    ("dq", "gfx942", 256): (64, 16, 4, 2),
+    ("dbias", "gfx942", 256): (32, 32, 4, 1),
+}
+
+
+def biased(kernel: str, target: str, width: int) -> Cut:
+    """The cut that a kernel begins with where logits have a learned bias, of 2 bytes an element.
+
+    A tile of the bias takes registers beside that of the logits, and one that cannot be read by
+    vectors (keys no multiple of 8, or not innermost) an address for each of its rows as well: the
+    usual cuts spill up to 700 bytes a thread then. These keep to the budgets of ``cases``.
+
+    Args:
+        kernel: whose, ``dbias`` among them.
+        target: architecture.
+        width: head dimension, padded, at least 64; of the forward at least 32.
+    """
+    return _BIASED_OTHERWISE.get((kernel, target, width), _BIASED[kernel][width])

@@ -143,6 +143,25 @@ def logits_of(
 
 
 @triton.jit
+def bias_of(own, inside, start, length, stride, BLOCK: tl.constexpr, RAGGED: tl.constexpr):
+    """A tile of the learned bias in base 2, its own side first.
+
+    Args:
+        own: pointers to where the bias of each own index begins.
+        inside: which of them there are.
+        start: of the other side's BLOCK.
+        length, stride: of the other side; ``RAGGED`` says that it may end within the tile.
+    """
+    other = tl.arange(0, BLOCK)
+    mask = inside[:, None]
+    if RAGGED:
+        mask = mask & (start + other < length)[None, :]
+    # What differs within a thread is left to constants, which addresses have room for.
+    pointers = (own + start.to(tl.int64) * stride)[:, None] + other[None, :] * stride
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * LOG2E
+
+
+@triton.jit
 def tanh_of(x):
     """tanh by exp2. Near 0 it is exact to 2⁻²⁴ absolute, which is what a logit needs."""
     return 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2E)) + 1.0)

@@ -9,6 +9,7 @@ or is of something else, counts as none and is written anew.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -26,8 +27,9 @@ from triton.runtime.errors import OutOfResources
 
 from attnbench import Inputs, Problem
 
-from .backward import dkdv_kernel, dq_kernel
 from .config import KERNELS, Config, Kernel
+from .dkdv import dkdv_kernel
+from .dq import dq_kernel
 from .forward import forward_kernel
 from .launch import FusedAttention
 from .specialized import specialized_kernel
@@ -50,6 +52,7 @@ _SAMPLE_S = 0.004  # long beside what a pair of events can tell
 def tune(
     attention: FusedAttention,
     inputs: Inputs,
+    bias_HMN: torch.Tensor | None = None,
     *,
     schedule: str = "auto",
     timer: Timer | None = None,
@@ -61,6 +64,7 @@ def tune(
         attention: whose ``choices`` will tell what was chosen.
         inputs: of its problem, on its device; q, k and v require gradients if the problem
             has a backward.
+        bias_HMN: the learned bias, if the problem has one.
         schedule: of the forward, or ``auto`` for any.
         timer: :func:`time_on_device` unless given.
         folder: of the files; :func:`tuning_folder` unless given.
@@ -73,7 +77,9 @@ def tune(
     def choose(kernel: Kernel, among: tuple[Config, ...]) -> Config:
         best = among[0]
         if len(among) > 1:
-            best = _best(attention, inputs, kernel, among, timer, folder)
+            made = _forward if kernel == "forward" else _backward
+            run = functools.partial(made, attention, inputs, bias_HMN)
+            best = _best(attention, run, kernel, among, timer, folder)
         attention.use(kernel, best, "tuned" if len(among) > 1 else "the only one")
         return best
 
@@ -101,7 +107,7 @@ def tuning_folder() -> Path:
 
 def _best(
     attention: FusedAttention,
-    inputs: Inputs,
+    run: Callable[[], Call],
     kernel: Kernel,
     offered: tuple[Config, ...],
     timer: Timer,
@@ -112,7 +118,7 @@ def _best(
     known = _read(path, key)
     if known is not None:
         return next(config for config in offered if str(config) == known)
-    seconds = _measure(attention, inputs, kernel, offered, timer)
+    seconds = _measure(attention, run(), kernel, offered, timer)
     best = min(seconds, key=lambda config: seconds[config])
     _write(path, {"key": key, "chosen": str(best),
                   "seconds": {str(c): s for c, s in seconds.items()}})  # fmt: skip
@@ -132,7 +138,7 @@ def key_of(attention: FusedAttention, kernel: Kernel, offered: Sequence[Config])
         "source": [jitted.cache_key for jitted in _SOURCES[kernel]],
         "triton": version("triton"),
         "device": name,
-        **{field: getattr(p, field) for field in (*shape, "dtype", "decode", "alibi")},
+        **{field: getattr(p, field) for field in (*shape, "dtype", "decode", "alibi", "bias")},
         "mask": str(p.mask),
         "softcap": p.softcap is not None,
         "dropout": p.dropout_p > 0,
@@ -178,13 +184,12 @@ def _write(path: Path, told: Mapping[str, Any]) -> None:
 
 def _measure(
     attention: FusedAttention,
-    inputs: Inputs,
+    run: Call,
     kernel: Kernel,
     offered: Sequence[Config],
     timer: Timer,
 ) -> dict[Config, float]:
     """Seconds of a call in each configuration that the device can run at all."""
-    run = _forward(attention, inputs) if kernel == "forward" else _backward(attention, inputs)
     calls: dict[Config, Call] = {}
     refusals: list[Exception] = []
     for config in offered:
@@ -204,19 +209,20 @@ def _measure(
     return dict(zip(calls, timer(list(calls.values())), strict=True))
 
 
-def _forward(attention: FusedAttention, inputs: Inputs) -> Call:
-    tensors = [x.detach() for x in inputs.qkv()]
-    return lambda: attention.forward(*tensors)
+def _forward(attention: FusedAttention, inputs: Inputs, bias_HMN: torch.Tensor | None) -> Call:
+    q_BHMD, k_BGND, v_BGNE = (x.detach() for x in inputs.qkv())
+    return lambda: attention.forward(q_BHMD, k_BGND, v_BGNE, bias_HMN)
 
 
-def _backward(attention: FusedAttention, inputs: Inputs) -> Call:
+def _backward(attention: FusedAttention, inputs: Inputs, bias_HMN: torch.Tensor | None) -> Call:
     """All of the backward: what the other kernels take is the same for each candidate."""
     q_BHMD, k_BGND, v_BGNE = (x.detach() for x in inputs.qkv())
-    out_BHME, lse_BHM = attention.forward(q_BHMD, k_BGND, v_BGNE)
+    out_BHME, lse_BHM = attention.forward(q_BHMD, k_BGND, v_BGNE, bias_HMN)
     seed = attention.seed
     return lambda: attention.backward(
-        (q_BHMD, k_BGND, v_BGNE), out_BHME, lse_BHM, seed, inputs.grad_out_BHME
-    )
+        (q_BHMD, k_BGND, v_BGNE), out_BHME, lse_BHM, seed, inputs.grad_out_BHME, bias_HMN,
+        wants_dbias=False,
+    )  # fmt: skip
 
 
 def time_on_device(calls: Sequence[Call]) -> list[float]:

@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-from fused import BIASED, BY_NAME, interpreted, part, run
+from fused import BY_NAME, interpreted, part, run
 from shelf import CPU, assert_right, solve
 
 from attnbench import Problem, make_inputs
-from attnbench.battery import run_case
 from attnbench.oracle import reference
 
 # One case a feature, gradients included.
@@ -24,7 +23,8 @@ QUICK = (
     "masked-rows-gradients", "masked-rows-bfloat16-gradients", "dtype-bfloat16-causal-gradients",
     "dtype-float16-causal-gradients", "inputs-large-gradients", "inputs-peaky-bfloat16-gradients",
     "scale-negative-gradients", "softcap-causal-gradients", "alibi-causal-cross-gradients",
-    "dropout-causal-gqa-gradients", "decode", "decode-4", "decode-gqa", "backward-alone",
+    "dropout-causal-gqa-gradients", "layer-relative-gradients", "layer-padding-relative-gradients",
+    "decode", "decode-4", "decode-gqa", "backward-alone",
     "strides-qkv-gradients", "strides-expanded-gradients",
     "new-contents-gradients", "batch-apart-nan-gradients",
     "nan-in-q-causal", "nan-in-k-causal", "nan-in-v-causal",
@@ -41,14 +41,6 @@ def test_the_battery_finds_nothing_wrong(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name not in QUICK])
 def test_the_rest_of_the_battery_finds_nothing_wrong(name: str) -> None:
     assert run(name).status == "ok"
-
-
-@pytest.mark.parametrize("name", BIASED)
-def test_a_learned_bias_is_refused_in_words(name: str) -> None:
-    result = run_case(interpreted(), BIASED[name], CPU)
-    assert (result.status, result.reason) == (
-        "unsupported", "does not do a learned bias on the logits",
-    )  # fmt: skip
 
 
 def test_results_repeat_to_the_bit() -> None:
@@ -107,7 +99,7 @@ def test_dropout_does_not_depend_on_the_tiles(
 ) -> None:
     config = part("config").Config(*blocks, 1, 1)
     monkeypatch.setattr(
-        part("launch"), "configs", lambda *a: part("config").Configs(config, config, config)
+        part("prepared"), "configs", lambda *a: part("config").Configs(config, config, config)
     )
     problem = Problem.of(heads=1, seqlen=70, head_dim=16, dropout_p=0.3, direction="both")
     assert_right("triton", problem, interpret=True)

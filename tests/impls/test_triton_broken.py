@@ -1,7 +1,8 @@
 """Every feature of the fused Triton attention, broken on purpose in one kernel, is found.
 
 A row of :data:`TABLE` breaks a kernel while it is launched, and names a case that must then
-find the numbers wrong: of the battery, or a decode step of ``fused.DECODE``.
+find the numbers wrong: of the battery, a decode step of ``fused.DECODE``, or a learned bias of
+``fused.BIASED``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from broken_helpers import (
     span_one_short,
     span_without_masking,
     with_another_seed,
+    without_bias,
     without_delta,
     without_dropout,
     without_extras,
@@ -28,13 +30,13 @@ from broken_helpers import (
     without_pattern,
     without_softcap_slope,
 )
-from fused import BY_NAME, DECODE, interpreted, is_right, part
+from fused import BIASED, BY_NAME, DECODE, interpreted, is_right, part
 from shelf import CPU
 
 from attnbench import Problem
 from attnbench.masks import MASKS
 
-KERNELS = ("forward", "decode", "dkdv", "dq")
+KERNELS = ("forward", "decode", "dkdv", "dq", "dbias")
 
 # ---- the table ---------------------------------------------------------------------------
 
@@ -82,6 +84,7 @@ NO_LOW = helper("visible_in", without_low_end)
 NO_HIGH = helper("visible_in", without_high_end)
 BLIND = helper("visible_in", seen_by_the_blind)
 NO_PATTERN = helper("visible_by_pattern", without_pattern)
+NO_BIAS = helper("bias_of", without_bias)
 PLAIN = helper("logits_of", without_extras)
 SHORT = helper("span_of", span_one_short)
 OTHER_SEED = helper("kept_by_dropout", with_another_seed)
@@ -118,6 +121,8 @@ _BOTH = (
     ("dropout", "dropout", *[UNSCALED] * 3),
     ("masked rows", "cross-causal-96x33", BLIND, NO_LOW, BLIND),
     ("strides", "strides-qkv", *[wrong(q_m=32)] * 3),
+    ("bias", "layer-relative", *[NO_BIAS] * 3),
+    ("bias", "layer-relative", *[wrong(bias_h=0)] * 3),
 )  # fmt: skip
 _FP8 = "float8_e4m3fn"  # forward only; test_triton_fp8 breaks more of it
 _SPLIT = (
@@ -142,6 +147,41 @@ _SPLIT = (
     ("masked rows", "split-masked-rows", BLIND),
     ("lse", "cross-1x65-gradients", {"spoilt": "lse_ptr"}),
     ("strides", "decode", wrong(k_h=96 * 32)),
+    ("bias", "bias-split", NO_BIAS),
+    ("bias", "bias-split", wrong(bias_h=0)),
+)
+_DBIAS = (
+    ("bias", "bias", NO_BIAS),
+    ("bias", "bias", wrong(batch=1)),
+    ("bias", "bias", wrong(dbias_m=0)),
+    ("causal", "bias-causal", NO_HIGH),
+    ("window", "bias-window", NO_LOW),
+    ("window", "bias-window-both-ways", NO_HIGH),
+    ("document", "bias-document", NO_LOW),
+    ("prefix", "bias-prefix", NO_HIGH),
+    ("strided", "bias-strided", NO_PATTERN),
+    ("block_sparse", "bias-block_sparse", NO_PATTERN),
+    ("bigbird", "bias-bigbird", NO_PATTERN),
+    ("fixed", "bias-fixed", NO_PATTERN),
+    ("dilated", "bias-dilated", NO_PATTERN),
+    ("alibi", "bias-alibi", PLAIN),
+    ("softcap", "bias-softcap", PLAIN),
+    ("scale", "bias-scale", wrong(scale=0.1)),
+    ("gqa", "bias-gqa", wrong(group=1)),
+    ("cross", "bias-cross", TOP_LEFT),
+    ("ragged", "bias", SHORT),
+    ("head_dim", "bias-head_dim-40", wrong(HEAD_DIM=32)),
+    ("head_dim_v", "bias", wrong(HEAD_DIM_V=16)),
+    ("float32", "bias", COARSER),
+    ("float16", "bias-float16", COARSER),
+    ("bfloat16", "bias-bfloat16", COARSER),
+    ("dropout", "bias-dropout", OTHER_SEED),
+    ("dropout", "bias-dropout", helper("dlogits_of", without_dropout)),
+    ("masked rows", "bias-masked-rows", BLIND),
+    ("lse", "bias", wrong(lse_ptr=larger)),
+    ("lse", "bias", wrong(delta_ptr=larger)),
+    ("lse", "bias", helper("dlogits_of", without_delta)),
+    ("strides", "bias", wrong(q_m=8)),
 )
 TABLE = (
     *(
@@ -150,6 +190,7 @@ TABLE = (
         for kernel, how in zip(("forward", "dkdv", "dq"), ways, strict=True)
     ),
     *(Broken(feature, "decode", case, **how) for feature, case, how in _SPLIT),
+    *(Broken(feature, "dbias", case, **how) for feature, case, how in _DBIAS),
     Broken("lse", "forward", "seqlen-65-gradients", spoilt="lse_ptr"),
     Broken(_FP8, "forward", f"dtype-{_FP8}", **wrong(DIM=16)),
     Broken(_FP8, "decode", f"decode-{_FP8}", **wrong(scale=0.5)),
@@ -180,7 +221,9 @@ NOT_SPLIT = {
 _BACKWARD = list(dict.fromkeys(row.feature for row in TABLE if row.kernel in ("dkdv", "dq")))
 QUICK = {
     (feature, ("dkdv", "dq")[index % 2]) for index, feature in enumerate(_BACKWARD)
-} | {(row.feature, row.kernel) for row in TABLE if row.kernel in ("forward", "decode")}  # fmt: skip
+} | {(row.feature, row.kernel) for row in TABLE if row.kernel in ("forward", "decode")} | {
+    ("bias", "dbias"), ("strided", "dbias"), ("lse", "dbias"),
+}  # fmt: skip
 
 
 def rows() -> list[Any]:
@@ -234,15 +277,15 @@ def break_in(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def modules_with(name: str, kernel: str) -> list[Any]:
     """Where a kernel finds a helper: decode takes the forward's loop over keys."""
-    places = {"forward": ("forward",), "decode": ("decode", "forward")}.get(kernel, ("backward",))
+    places = {"decode": ("decode", "forward")}.get(kernel, (kernel,))
     found = [part(place) for place in places if hasattr(part(place), name)]
     assert found, f"no {name} in {places}"
     return found
 
 
 def test_every_case_that_must_find_something_is_right_when_nothing_is_broken() -> None:
-    """The battery's are run by ``test_triton_battery``, the others by ``test_triton_decode``."""
-    assert {row.case for row in TABLE} <= {*BY_NAME, *DECODE}
+    """They are run by ``test_triton_battery``, ``test_triton_decode`` and ``test_triton_bias``."""
+    assert {row.case for row in TABLE} <= {*BY_NAME, *DECODE, *BIASED}
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -254,7 +297,7 @@ def test_the_table_breaks_every_feature_that_is_declared(kernel: str) -> None:
     declared = (plugin.features - {"backward", "decode"}) | masks | set(plugin.dtypes) | MORE
     if kernel == "decode":
         declared -= set(NOT_SPLIT)
-    if kernel in ("dkdv", "dq"):
+    if kernel in ("dkdv", "dq", "dbias"):
         declared -= {_FP8}
     assert {row.feature for row in TABLE if row.kernel == kernel} == declared
 

@@ -15,7 +15,7 @@ from attnbench import Case, Problem
 from attnbench.offline import TARGETS, check, compile_case
 from attnbench.offline.case import checked_cases
 
-KERNELS = {"forward", "specialized", "decode", "merge", "delta", "dkdv", "dq", "keep"}
+KERNELS = {"forward", "specialized", "decode", "merge", "delta", "dkdv", "dq", "dbias", "keep"}
 
 
 @functools.cache

@@ -42,7 +42,7 @@ MANY_KEYS = Problem.of(
 def test_splitting_keys_gives_the_same(
     shares: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(part("launch"), "shares_of", lambda *a: shares)
+    monkeypatch.setattr(part("prepared"), "shares_of", lambda *a: shares)
     problem = Problem.of(**{**MANY_KEYS.to_json(), **changes})
     execution, inputs = solve("triton", problem, interpret=True)
     truth = reference(problem, inputs, gradients=False)

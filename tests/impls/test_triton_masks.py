@@ -31,6 +31,23 @@ def test_a_walk_meets_what_the_mask_allows_and_nothing_else(mask: str, own: str)
     np.testing.assert_array_equal(met, dense)
 
 
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_plane_shows_of_each_tile_what_the_mask_allows(mask: str) -> None:
+    """Broken: a whole block that has the first pattern, or none."""
+    problem = Problem.of(heads=1, seqlen=100, head_dim=16, mask=mask)
+    dense = problem.mask.dense(100, 100).numpy()
+    plane = part("masks").plane_of(problem, part("config").Config(32, 16, 1, 1), CPU)
+    if plane.form != "blocks":
+        np.testing.assert_array_equal(by_intervals(problem, plane, "queries"), dense)
+        return
+    met = np.zeros((128, 112), dtype=bool)
+    for (row, column), pattern in np.ndenumerate(plane.table.numpy()):
+        if pattern >= 0:
+            corner = (slice(row * 32, row * 32 + 32), slice(column * 16, column * 16 + 16))
+            met[corner] = plane.patterns[pattern].numpy() != 0
+    np.testing.assert_array_equal(met[:100, :100], dense)
+
+
 def by_intervals(p: Problem, walk: Any, own: str) -> Any:
     own_length, other_length = (p.seqlen_q, p.seqlen_k)[:: 1 if own == "queries" else -1]
     index, other = np.arange(own_length)[:, None], np.arange(other_length)

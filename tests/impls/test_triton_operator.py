@@ -145,7 +145,8 @@ ALL_CHECKS = (
 
 
 def given(problem: Problem) -> tuple[Any, ...]:
-    return (*(x.requires_grad_() for x in make_inputs(problem, seed=1).qkv()), built(problem).key)
+    qkv = (x.requires_grad_() for x in make_inputs(problem, seed=1).qkv())
+    return (*qkv, None, built(problem).key)
 
 
 @pytest.mark.parametrize("problem", [CAUSAL, slow(EVERYTHING)], ids=lambda p: p.label)
@@ -160,10 +161,10 @@ def test_the_forward_with_dropout_is_registered_in_full() -> None:
 
 @pytest.mark.parametrize("problem", [slow(CAUSAL), DROPOUT], ids=lambda p: p.label)
 def test_the_backward_is_registered_in_full(problem: Problem) -> None:
-    operator, (*qkv, key) = part("operator"), given(problem)
+    operator, (*qkv, _, key) = part("operator"), given(problem)
     with torch.no_grad():
-        results = operator.forward(*qkv, key)
-        given_back = (*qkv, *results, torch.randn_like(results[0]), key)
+        results = operator.forward(*qkv, None, key)
+        given_back = (*qkv, None, *results, torch.randn_like(results[0]), key, False)
         checks = ["test_schema", "test_faketensor"]
         if not problem.dropout_p:  # once is enough of the slowest
             checks.append("test_aot_dispatch_dynamic")
@@ -204,12 +205,13 @@ def test_a_broken_fake_of_the_backward_is_found(
     broken: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part("operator"), "dense_like", broken)
-    operator, (*qkv, key) = part("operator"), given(CAUSAL)
+    operator, (*qkv, _, key) = part("operator"), given(CAUSAL)
     with torch.no_grad():
-        results = operator.forward(*qkv, key)
+        results = operator.forward(*qkv, None, key)
         with pytest.raises(OpCheckError):
             torch.library.opcheck(
-                operator.backward, (*qkv, *results, torch.randn_like(results[0]), key),
+                operator.backward,
+                (*qkv, None, *results, torch.randn_like(results[0]), key, False),
                 test_utils="test_faketensor",
             )  # fmt: skip
 
@@ -293,7 +295,7 @@ def test_a_key_builds_again_what_is_gone() -> None:
     del attend
     gc.collect()
     assert gone() is None  # tables on a GPU do not outlive who asked for them
-    out, _, _ = part("operator").forward(*qkv, key)
+    out, _, _ = part("operator").forward(*qkv, None, key)
     assert torch.equal(out, expected)
     again = part("operator")._attention(key, CPU)
     assert (again.problem, again.key, again.interpret) == (EVERYTHING, key, True)

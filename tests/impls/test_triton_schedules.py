@@ -153,7 +153,7 @@ def test_an_order_that_leaves_tiles_out_is_found(
 ) -> None:
     where = "specialized" if schedule == "specialized" else "forward"
     monkeypatch.setattr(part(where), "tile_at", broken)
-    monkeypatch.setattr(part("launch"), "heads_together", lambda *a: 2)
+    monkeypatch.setattr(part("prepared"), "heads_together", lambda *a: 2)
     problem = Problem.of(heads=3, seqlen=130, head_dim=16, mask="causal")
     execution, inputs = solve("triton", problem, interpret=True, schedule=schedule)
     out = execution.results()["out"].double()
@@ -302,6 +302,7 @@ def test_specialised_candidates_have_the_shape_that_triton_specialises() -> None
         ({"mask": "document:count=3"}, "mask by bounds"),
         ({"mask": "strided:stride=8"}, "mask by blocks"),
         ({"dropout_p": 0.1}, "dropout"),
+        ({"bias": True}, "learned bias"),
         ({"head_dim": 18, "dtype": "bfloat16"}, "16 bytes"),
     ],
 )
