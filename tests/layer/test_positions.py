@@ -133,6 +133,7 @@ def test_the_relative_bias_is_one_number_for_each_head_and_bucket() -> None:
     q_M, k_N = query_positions(2, 4), torch.arange(4)
     bias_HMN = bias(q_M, k_N)
     assert bias_HMN.shape == (3, 2, 4)
+    assert bias_HMN.is_contiguous(), "as q, k and v are"
     assert torch.equal(bias_HMN[:, 0, 0], bias.table_RH[2])  # a query at 2, a key at 0
     assert torch.equal(bias_HMN[:, 0, 3], bias.table_RH[0])  # ahead
     bias_HMN.sum().backward()

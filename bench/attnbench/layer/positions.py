@@ -147,12 +147,12 @@ class RelativeBias(nn.Module):
         )
 
     def looked_up(self, buckets_MN: torch.Tensor) -> torch.Tensor:
-        """The bias ``(H, M, N)`` of buckets that were found before.
+        """The bias ``(H, M, N)`` of buckets that were found before, contiguous as all inputs.
 
         By way of float32: the gradient of a bucket is the sum over all of its pairs.
         """
         table_RH = self.table_RH.to(torch.promote_types(self.table_RH.dtype, torch.float32))
-        return table_RH[buckets_MN].permute(2, 0, 1).to(self.table_RH.dtype)
+        return table_RH[buckets_MN].permute(2, 0, 1).to(self.table_RH.dtype).contiguous()
 
 
 def _angles(positions_S: torch.Tensor, dim: int, base: float, whose: str) -> torch.Tensor:
