@@ -8,7 +8,7 @@ import torch
 from definition import assert_as_defined, counted, defined, errors, expanded, mutant, said
 from shelf import CPU, Operations, assert_right, implementation, module_of, solve
 
-from attnbench import Problem, Unsupported
+from attnbench import Problem, Unsupported, make_inputs
 
 SMALL = Problem.of(
     batch=2, heads=4, heads_kv=2, seqlen_q=29, seqlen_k=37, head_dim=8, head_dim_v=12,
@@ -41,6 +41,19 @@ def test_it_is_what_the_linformer_library_computes() -> None:
         return peer.to_bhsd(peer.call(*map(peer.to_layout, qkv)), 3)
 
     assert max(errors(execution.results(), defined(call, inputs)).values()) < 1e-12
+
+
+@pytest.mark.parametrize("rank", [1, 15, 16, 40])
+def test_a_nan_in_a_query_stays_one_however_few_the_mixtures(rank: int) -> None:
+    """Torch's flash for CPUs makes 0 of it where a vector has room for more keys."""
+    p = Problem.of(heads=2, seqlen=40, head_dim=8)
+    q, k, v = make_inputs(p, 0).qkv()
+    q[0, 1, 7, 3] = float("nan")
+    layout = (x.transpose(1, 2) for x in (q, k, v))
+    with torch.no_grad():
+        out_BMHE: Any = implementation("linformer", rank=rank).build(p, CPU)(*layout)
+    assert bool(out_BMHE[0, 7, 1].isnan().all())
+    assert int(out_BMHE.isnan().any(dim=-1).sum()) == 1
 
 
 def test_with_each_key_its_own_mixture_it_is_dense_attention() -> None:
