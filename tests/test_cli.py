@@ -207,9 +207,13 @@ def test_runs_in_other_places_have_pages_of_their_own(
     rendered = []
     monkeypatch.setattr(render, "page", lambda _, files, out, **__: rendered.append(out))
     suite = load_suite(write_suite(tmp_path))
-    for place in (None, tmp_path / "results", tmp_path / "tried/night"):
+    others = (tmp_path / "tried/night", tmp_path / "kept/night", Path("/elsewhere/night"), tmp_path)
+    for place in (None, tmp_path / "results", *others):
         asked = argparse.Namespace(project=tmp_path, results=place, no_report=False)
         file = (place or tmp_path / "results") / "machine/tiny-1.jsonl"
         run_.show_page(Console(), asked, suite, file)
     out = tmp_path / "reports/out"
-    assert rendered == [out / "machine/tiny", out / "machine/tiny", out / "night/machine/tiny"]
+    assert rendered == [
+        out / folder / "machine/tiny"
+        for folder in ("", "", "tried/night", "kept/night", "elsewhere/night", tmp_path.name)
+    ]
