@@ -95,7 +95,7 @@ class Linformer(Attention):
 
 
 class Mixed(nn.Module):
-    """One problem's Linformer, with parameters ``mix_k_rN`` (E) and ``mix_v_rN`` (F).
+    """One problem's Linformer, with parameters ``mix_k_Nr`` (Eᵀ) and ``mix_v_Nr`` (Fᵀ).
 
     Fewer keys than N are taken for N whose last are zeros.
     """
@@ -109,18 +109,18 @@ class Mixed(nn.Module):
 
         def matrix() -> nn.Parameter:
             start_rN = _begin(begin, rank, problem.seqlen_k)
-            # Column by column in memory: the backward's product reads it the other way round.
-            return nn.Parameter(start_rN.mT.to(device, problem.torch_dtype).contiguous().mT)
+            # Turned in memory: the backward's product reads it the other way round.
+            return nn.Parameter(start_rN.mT.to(device, problem.torch_dtype).contiguous())
 
-        self.mix_k_rN = matrix()
-        self.mix_v_rN = self.mix_k_rN if shared else matrix()
+        self.mix_k_Nr = matrix()
+        self.mix_v_Nr = self.mix_k_Nr if shared else matrix()
 
     def forward(
         self, q_BMHD: torch.Tensor, k_BNGD: torch.Tensor, v_BNGE: torch.Tensor
     ) -> torch.Tensor:
         """``(B, M, H, E)``."""
         q_BHMD = q_BMHD.transpose(1, 2)
-        k_BGrD, v_BGrE = _mixed(self.mix_k_rN, k_BNGD), _mixed(self.mix_v_rN, v_BNGE)
+        k_BGrD, v_BGrE = _mixed(self.mix_k_Nr, k_BNGD), _mixed(self.mix_v_Nr, v_BNGE)
         is_few = q_BMHD.device.type == "cpu" and k_BGrD.shape[2] < _VECTOR
         if is_few or _keeps_weights(q_BMHD):
             out_BHME = _attend(q_BHMD, k_BGrD, v_BGrE, self.scale)
@@ -149,12 +149,12 @@ def _attend(
     return (weights_BGRMr @ v_BGrE[:, :, None]).flatten(1, 2)
 
 
-def _mixed(mix_rN: torch.Tensor, x_BNGD: torch.Tensor) -> torch.Tensor:
+def _mixed(mix_Nr: torch.Tensor, x_BNGD: torch.Tensor) -> torch.Tensor:
     """``(B, G, r, D)``."""
     keys = x_BNGD.shape[1]
-    if keys < mix_rN.shape[1]:
-        mix_rN = mix_rN[:, :keys]
-    mixed_BrC = mix_rN @ x_BNGD.flatten(2)
+    if keys < len(mix_Nr):
+        mix_Nr = mix_Nr[:keys]
+    mixed_BrC = mix_Nr.mT @ x_BNGD.flatten(2)
     return torch.unflatten(mixed_BrC, 2, x_BNGD.shape[2:]).transpose(1, 2)
 
 

@@ -9,7 +9,8 @@ Schema history
            chose for itself in ``build()`` (``choices``); of approximate methods their own
            FLOPs and bytes, and their distance from the answer that was asked for.
     1.3.0  problems of level ``layer``, with the accuracy of a layer's own tensors; records of
-           the kinds ``training`` and ``generation``, with a part of that name.
+           the kinds ``training`` and ``generation``, with a part of that name; FLOPs
+           of a teacher's forward and of a prefill beside the others.
 
 A reader accepts any 1.x: a field it does not know is kept and ignored, one that is
 missing takes its default. Derived figures (TFLOPS, speed-up, share of roofline) are never

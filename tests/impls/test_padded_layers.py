@@ -171,7 +171,7 @@ def alone(spec: str) -> Attend:
 
 def with_zeros(built: Any) -> Attend:
     """Linformer's definition: zeros after the sequence, up to the longest, then E and F."""
-    e_rN, f_rN = (x.detach().double() for x in (built.mix_k_rN, built.mix_v_rN))
+    e_rN, f_rN = (x.detach().double().mT for x in (built.mix_k_Nr, built.mix_v_Nr))
 
     def attend(one: Problem, *qkv: torch.Tensor) -> torch.Tensor:
         q_1HSD, k_1GSD, v_1GSD = qkv

@@ -65,10 +65,10 @@ def of_linformer(built: Any, problem: Problem) -> Peer:
     """linformer's self-attention with our E and F."""
     p = problem
     attention = LinformerSelfAttention(
-        p.d_model, p.seqlen_k, k=len(built.mix_k_rN), heads=p.heads_q, dim_head=p.head_dim
+        p.d_model, p.seqlen_k, k=built.mix_k_Nr.shape[1], heads=p.heads_q, dim_head=p.head_dim
     )
-    attention.proj_k.data = built.mix_k_rN.data.mT.contiguous()
-    attention.proj_v.data = built.mix_v_rN.data.mT.contiguous()
+    attention.proj_k.data = built.mix_k_Nr.data.clone()
+    attention.proj_v.data = built.mix_v_Nr.data.clone()
     attention.requires_grad_(False)
     attention.to_q, attention.to_k, attention.to_v = Given(), Given(), Given()
     attention.to_out = nn.Identity()

@@ -19,7 +19,7 @@ from attnbench.report.style import looks
 from attnbench.report.sweep import scopes
 from attnbench.report.training_charts import MOST_STEPS
 from attnbench.report.training_tables import Table, tables
-from attnbench.report.training_text import mfu_cell, reached
+from attnbench.report.training_text import mfu_cell, reached, texts
 from attnbench.train.workload import Workload
 
 GPT = Workload(model="gpt2-tiny", seqlen=64)
@@ -186,6 +186,19 @@ def test_mfu_is_a_share_of_the_measured_ceiling_and_effective_where_approximate(
     beside = point_of(tmp_path / "c", trained("naive"), environment)
     assert mfu_cell(beside, "full").startswith("14.0 % (")
     assert mfu_cell(beside, "full").endswith("% of datasheet)")
+
+
+def test_a_teacher_is_in_no_mfu_and_told_beside_it(tmp_path: Path) -> None:
+    environment = {**MACHINE, "ceilings": {**CEILINGS, "bandwidth": {}}}
+    teacher = {"dense": 2 * 10**8, "attention_full": 2 * 10**8, "attention_causal": 10**8}
+    counts = learned().flops.model_dump() | {"teacher": teacher}
+    led = point_of(tmp_path / "a", trained(training=learned(flops=counts)), environment)
+    assert mfu_cell(led, "full") == "14.0 %"
+    assert mfu_cell(led, "causal") == "12.0 %"
+    assert mfu_cell(led, "teacher") == "3.00 %"
+    assert texts(led)["mfu"] == "full 14.0 %, causal 12.0 %, teacher 3.00 %"
+    alone = point_of(tmp_path / "b", trained(), environment)
+    assert "teacher" not in texts(alone)["mfu"]
 
 
 def test_the_breakdown_tells_attentions_share_or_why_it_is_absent(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Numbers for people."""
+"""Numbers and values for people."""
 
 import doctest
 
 import pytest
 
-from attnbench.report import units
+from attnbench.report import fields, units
 from attnbench.stats import Interval
 
 
@@ -34,3 +34,18 @@ def test_an_interval_has_the_digits_that_tell_its_ends_apart():
     assert narrow == "12.346 ms [12.345, 12.346]"
     exact = units.interval(Interval(0.5, 0.5, 0.5), units.SECONDS)
     assert exact == "500 ms [500, 500]"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("heads", 8, "heads\u00a08"),
+        ("heads", 0, "the model's heads"),
+        ("d_ff", 0, "the model's d_ff"),
+        ("batch", 0, "largest batch"),
+        ("dropout", 0, "dropout\u00a00"),
+        ("mask", "causal", "causal"),
+    ],
+)
+def test_a_value_in_a_title_says_what_it_means(field: str, value: object, text: str) -> None:
+    assert fields.label(field, value) == text

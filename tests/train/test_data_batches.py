@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from attnbench.errors import UserError
-from attnbench.train.data import TASKS, make_task, objectives_of
+from attnbench.train.data import TASKS, make_task, metrics, objectives_of, reported
 from attnbench.train.data.vocabulary import SPECIAL
 from attnbench.train.roles import IGNORED, Batch
 from attnbench.train.workload import Workload
@@ -80,6 +80,20 @@ def test_a_batch_is_what_its_role_says(name, objective, split):
             assert target.shape == (ROWS,)
             assert target.min() >= 0
             assert target.max() < task.classes
+
+
+@pytest.mark.parametrize(("name", "objective"), [*EVERY, ("pairs", "cross-entropy")])
+def test_the_metrics_that_are_promised_are_those_that_are_reported(name, objective):
+    """They are refused before anything is measured, by what is promised alone."""
+    fields = {"loss": "cross-entropy"} if objective == "cross-entropy" else {}
+    of = workload(name, objective, **fields)
+    task = make_task(of, seed=0)
+    batch = task.batch(0, "validation")
+    outputs = {"left": torch.randn(ROWS, 4), "right": torch.randn(ROWS, 4)}
+    for given, target in batch.targets.items():
+        last = task.vocab_size if given == "tokens" else task.classes
+        outputs[given] = torch.zeros(*target.shape, last)
+    assert set(metrics.figures(task.score(outputs, batch))) == set(reported(of))
 
 
 @pytest.mark.parametrize(

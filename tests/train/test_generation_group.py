@@ -10,7 +10,7 @@ import torch
 from serving import generation, run_group
 
 from attnbench.train.generation.figures import Generated
-from attnbench.train.models.generate import Filled
+from attnbench.train.models.cache import Filled
 
 
 def statuses(results: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -63,6 +63,9 @@ def test_who_repeats_itself_while_the_clock_runs_is_found() -> None:
     results = run_group(generation(), "stale", "fair")
     assert statuses(results) == {"stale": "incorrect", "fair": "ok"}
     assert "in the timed calls" in results["stale"]["reason"]
+    unclaimed = run_group(generation(), "stale-unclaimed")["stale-unclaimed"]
+    assert unclaimed["status"] == "incorrect"  # with a cache and without, it says the same zeros
+    assert "its attention by itself" in unclaimed["reason"]
     later = run_group(generation(), "stale", "fair", process=1)
     assert statuses(later) == {"stale": "incorrect", "fair": "ok"}
 
@@ -148,9 +151,10 @@ def test_a_compiled_model_is_built_for_each_length_and_says_the_same() -> None:
 
 
 def test_shared_weights_are_held_once() -> None:
-    from attnbench.train.models.generate import build_body, sharing
+    from attnbench.train.models.generate import build_reader
 
-    of = generation()
-    body = build_body(of.workload, 12, torch.device("cpu"), 0, 50, "float32")
-    for one, other in zip(body.parameters(), sharing(body).parameters(), strict=True):
-        assert one is other
+    for model in ("llama-tiny", "t5-tiny", "own-tiny"):
+        of = generation(model=model)
+        reader = build_reader(of.workload, 12, torch.device("cpu"), 0, 50, "float32")
+        held = (r.body.parameters() for r in (reader, reader.sharing()))
+        assert all(one is other for one, other in zip(*held, strict=True))

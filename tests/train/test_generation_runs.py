@@ -66,8 +66,13 @@ def test_a_grid_sweeps_generations(tmp_path: Path) -> None:
         ("precision = 'int4'", "unknown precision 'int4'"),
         ("model = 'llama-tinny'", "did you mean 'llama-tiny'?"),
         ("model = 'gpt2-tiny'\nheads_kv = 2", "its heads share no keys"),
-        ("model = 't5-tiny'", "model t5-tiny has no cache to generate with; families that have: "),
-        ("model = 'own-tiny'", "model own-tiny has no cache"),
+        (
+            "model = 'bert-tiny'",
+            "model bert-tiny has no cache to generate with; families that have: ",
+        ),
+        ("model = 'vit-tiny'", "model vit-tiny has no cache"),
+        ("position = 'rope'", "position is an option of our own models"),
+        ("position = 'ropes'", "did you mean 'rope'?"),
         ("d_model = 30", "d_model 30 is not divisible by heads 4"),
     ],
 )
@@ -87,7 +92,7 @@ def test_ids_do_not_depend_on_fields_that_keep_their_default() -> None:
 def test_the_shipped_suite_is_sound() -> None:
     loaded = load_suite(shelves.builtin("suites") / "generate-tiny.toml")
     assert loaded.kind == "generation"
-    assert len({p.id for p in loaded.problems}) == len(loaded.problems) == 5
+    assert len({p.id for p in loaded.problems}) == len(loaded.problems) == 9
 
 
 # ---- records -----------------------------------------------------------------------------

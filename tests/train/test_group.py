@@ -46,6 +46,28 @@ def test_what_is_right_until_it_is_timed_is_incorrect() -> None:
     assert statuses(later) == {"tires-at-once": "incorrect"}
 
 
+def test_modules_that_are_right_until_they_are_timed_are_incorrect() -> None:
+    """Each layer has one of its own with what it learns; built afresh, they would begin anew."""
+    results = run_group(workload(), "module-tires", "second-module-tires", "fair")
+    assert statuses(results) == {
+        "module-tires": "incorrect", "second-module-tires": "incorrect", "fair": "ok",
+    }  # fmt: skip
+    assert "its attention by itself" in results["module-tires"]["reason"]
+
+
+SILENT = (
+    "silent-zeros", "silent-zeros-by-input", "silent-zeros-unclaimed", "silent-later", "learns-only"
+)  # fmt: skip
+
+
+def test_what_is_right_with_gradients_alone_is_incorrect() -> None:
+    """Its curve is right, and what evaluations hear is nothing: the quality would be another's."""
+    results = run_group(workload(steps=2), *SILENT, "own-backward")
+    assert statuses(results) == {**dict.fromkeys(SILENT, "incorrect"), "own-backward": "ok"}
+    for name in SILENT:
+        assert "without gradients, as evaluations call it" in results[name]["reason"]
+
+
 def test_an_implementation_that_ignores_dropout_is_incorrect() -> None:
     results = run_group(workload(dropout=0.5), "undropped", "naive", "fair")
     assert statuses(results) == {"undropped": "incorrect", "naive": "ok", "fair": "unsupported"}
@@ -53,7 +75,7 @@ def test_an_implementation_that_ignores_dropout_is_incorrect() -> None:
 
 
 def test_the_curve_catches_what_the_problem_alone_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnbench.train.group.verify_attention", lambda *words: {})
+    monkeypatch.setattr("attnbench.train.group.verify_attention", lambda *words, **more: {})
     results = run_group(workload(task="text", seqlen=32, steps=12), "off-scale", "fair")
     assert statuses(results) == {"off-scale": "incorrect", "fair": "ok"}
     assert "does not learn as the reference does: in step" in results["off-scale"]["reason"]
@@ -105,6 +127,9 @@ def test_the_largest_batch_is_each_ones_own_and_parity_is_found_at_the_reference
     assert statuses(results) == {"greedy": "ok", "fair": "ok"}
     batches = {who: told["training"]["batch"] for who, told in results.items()}
     assert batches == {"greedy": 8, "fair": 16}
+    # What has learned is gone when the largest batch is timed: it is verified before.
+    (told,) = run_group(workload(batch=0, steps=4), "silent-later").values()
+    assert "without gradients, as evaluations call it" in told["reason"]
     assert {told["training"]["parity"]["batch"] for told in results.values()} == {4}
     assert results["fair"]["training"]["tokens"] == 16 * 16
 

@@ -131,8 +131,8 @@ def test_each_place_learns_its_own_and_the_optimizer_knows() -> None:
     """Broken: built in the first step, after the optimizer; or one E and F for all layers."""
     model = prepared(implementation("linformer", rank=4))
     names = [name for name, _ in model.named_parameters()]
-    assert names == [f"layers.{i}.built_0.mix_{x}_rN" for i in (0, 1) for x in "kv"]
-    first, second = (model.layers[i].built_0.mix_k_rN for i in (0, 1))
+    assert names == [f"layers.{i}.built_0.mix_{x}_Nr" for i in (0, 1) for x in "kv"]
+    first, second = (model.layers[i].built_0.mix_k_Nr for i in (0, 1))
     assert not torch.equal(first, second)
     before = [p.clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -149,14 +149,14 @@ def test_a_build_for_another_shape_shares_what_was_learned() -> None:
         model(torch.randn(5, 4, 16, 8))
     assert len(list(model.parameters())) == count
     place = model.layers[0]
-    assert place.built_1.mix_k_rN is place.built_0.mix_k_rN
+    assert place.built_1.mix_k_Nr is place.built_0.mix_k_Nr
 
 
 def test_what_was_learned_for_one_length_does_not_serve_another() -> None:
     model = prepared(implementation("linformer", rank=4))
     with (
         pytest.warns(LateBuild),
-        pytest.raises(Unsupported, match=r"mix_k_rN is \(4, 24\) at 24 queries.*\(4, 16\)"),
+        pytest.raises(Unsupported, match=r"mix_k_Nr is \(24, 4\) at 24 queries.*\(16, 4\)"),
     ):
         model(torch.randn(2, 4, 24, 8))
 

@@ -96,7 +96,7 @@ def test_lora_of_a_rank_that_is_no_low_one_is_refused() -> None:
 
 def test_what_an_implementation_learns_is_frozen_with_its_layer() -> None:
     found = built(workload("bert-tiny", finetune="last"), "linformer")
-    learning = [n for n, p in found.named_parameters() if "mix_k_rN" in n and p.requires_grad]
+    learning = [n for n, p in found.named_parameters() if "mix_k_Nr" in n and p.requires_grad]
     assert len(learning) == 1
     assert ".layer.1." in learning[0]
 

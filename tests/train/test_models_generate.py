@@ -13,7 +13,8 @@ from modelling import Spy, workload
 from torch import nn
 
 from attnbench import Attention, Unsupported, UserError, implementation
-from attnbench.train.models.generate import Filled, Generator, build_generator
+from attnbench.train.models.cache import Filled
+from attnbench.train.models.generate import Generator, build_generator
 from attnbench.train.models.int8 import Int8Linear
 
 NEW = 10
@@ -34,7 +35,7 @@ def wilder(made: Generator) -> Generator:
     """Weights at which tokens differ from one another, so that equal tokens say something."""
     torch.manual_seed(3)
     with torch.no_grad():
-        for name, p in made.body.named_parameters():
+        for name, p in made.reader.body.named_parameters():
             if p.dim() > 1 and "wte" not in name and "lm_head" not in name:
                 p.normal_(std=0.3)
     return made
@@ -69,7 +70,7 @@ def test_tokens_are_those_of_eager_greedy_decoding(model: str) -> None:
     names = ["naive", "sdpa", "sdpa-math", "blockwise", "gathered", "top-k"]
     made = [wilder(generator(model, name)) for name in names]
     tokens = [one.run() for one in made]
-    expected = plain(made[0].body)
+    expected = plain(made[0].reader.body)
     assert len(expected.unique()) > 5
     assert all(torch.equal(x, expected) for x in tokens)
     assert not torch.equal(wilder(generator(model, Blind())).run(), expected)  # what it catches
@@ -128,8 +129,8 @@ def test_who_cannot_decode_refuses(name: str, words: str) -> None:
 
 
 def test_a_model_without_a_cache_is_refused() -> None:
-    with pytest.raises(UserError, match="own-tiny has no cache"):
-        generator("own-tiny", "naive")
+    with pytest.raises(UserError, match="bert-tiny has no cache"):
+        generator("bert-tiny", "naive")
 
 
 # ---- weights in int8 -----------------------------------------------------------------------
@@ -149,9 +150,11 @@ def test_int8_weights_are_within_half_a_step_of_the_weights() -> None:
 def test_int8_models_hold_no_linear_weight_in_float_and_say_nearly_the_same() -> None:
     for model in ("gpt2-tiny", "llama-tiny"):
         whole, small = (generator(model, "sdpa", weights=w) for w in ("float32", "int8"))
-        assert sum(isinstance(m, Int8Linear) for m in small.body.modules()) >= 9
-        assert not any(isinstance(m, nn.Linear) for m in small.body.modules())
+        assert sum(isinstance(m, Int8Linear) for m in small.reader.body.modules()) >= 9
+        assert not any(isinstance(m, nn.Linear) for m in small.reader.body.modules())
         with torch.no_grad():
-            logits = [g.body(input_ids=prompt(), use_cache=False).logits for g in (whole, small)]
+            logits = [
+                g.reader.body(input_ids=prompt(), use_cache=False).logits for g in (whole, small)
+            ]
         error = float((logits[1] - logits[0]).norm() / logits[0].norm())
         assert 0 < error < 0.02

@@ -197,6 +197,15 @@ def test_unavailable_implementations_are_refused_for_free() -> None:
     assert found == Refused("slow: unavailable: no GPU")
 
 
+def test_a_drawn_task_that_lacks_a_metric_with_a_bound_is_refused_for_free() -> None:
+    tune = tune_of(constraints={"bits_per_character": {"max": 3}})
+    contenders = {"slow": planted.contenders()["slow"]}
+    resolver = Resolver(tune, planted.START, contenders, Foresight(), planted.name)
+    told = "bits_per_character is not reported by task 'copy'"
+    assert told in str(resolver.free_refusal({"impl": "slow", "task": "copy"}))
+    assert resolver.free_refusal({"impl": "slow", "task": "text"}) is None
+
+
 @pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
 def test_a_space_in_which_nothing_can_be_is_refused_before_it_begins(
     tmp_path: Path, sampler: str

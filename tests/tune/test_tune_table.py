@@ -104,6 +104,8 @@ def test_what_cannot_be_meant_is_refused_in_a_line(
         (SUITE.partition("[tune]")[0], [], "has no [tune] table"),
         (SUITE.replace("batch = 4", "batch = 0").replace(
             "[tune]", "[tune]\nobjective = 'time_to_loss'\nloss = 1.0"), [], "batch 0 is timed"),
+        (SUITE + "[tune.constraints]\naccuracy = {{min = 0.9}}\n", [],
+         "accuracy is not reported by task 'copy' (reports: cross_entropy, perplexity, token_ac"),
     ],
 )  # fmt: skip
 def test_the_rest_of_the_suite_must_be_one_start(

@@ -16,6 +16,9 @@ _PLAIN = (
 )  # fmt: skip
 """Fields whose values need no name."""
 
+_PRESET = ("layers", "heads", "heads_kv", "d_model", "d_ff")
+"""Sizes of a model that are the preset's where they are 0."""
+
 _ORDERS: Mapping[str, Sequence[str]] = {
     "dtype": ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn"),
     "direction": ("forward", "backward", "both"),
@@ -32,6 +35,8 @@ def label(field: str, value: Any) -> str:
         return str(value)
     if field == "batch" and value == 0:  # of a training run, which looks for it
         return "largest batch"
+    if field in _PRESET and value == 0:
+        return f"the model's {field}"
     if isinstance(value, bool) or value is None:
         return field if value else f"no\u00a0{field}"
     return f"{LABELS.get(field, field)}\u00a0{value}"

@@ -15,7 +15,8 @@ def columns(point: Point) -> dict[str, Any]:
 
     ``tokens_per_s`` with its interval; ``timed_batch`` and ``step_tokens``; ``mfu_full``,
     ``mfu_causal`` and ``mfu_own`` over the measured ceiling, ``…_datasheet`` over the
-    datasheet's peak, and ``mfu_is_effective``; ``forward_s``, ``backward_s``, ``optimizer_s``
+    datasheet's peak, ``mfu_teacher`` (what a teacher's forward takes of it, which is in none of
+    those), and ``mfu_is_effective``; ``forward_s``, ``backward_s``, ``optimizer_s``
     and ``attention_share``; ``parameters_bytes``, ``gradients_bytes``, ``optimizer_bytes``,
     ``activations_bytes`` and ``step_peak_bytes``; ``parameters`` and ``trainable``;
     ``learned_steps``, ``stopped``, ``first_loss``, ``last_loss`` (nats) and
@@ -107,5 +108,5 @@ def interval_columns(
 def _mfu(suffix: str, mfu: Mfu | None) -> dict[str, float | None]:
     return {
         f"mfu_{convention}{suffix}": getattr(mfu, convention, None)
-        for convention in ("full", "causal", "own")
+        for convention in ("full", "causal", "own", "teacher")
     }

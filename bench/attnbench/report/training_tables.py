@@ -141,7 +141,15 @@ def _throughput(scope: Scope, panel: Panel, point: Point, training: Training) ->
 def _throughput_note(panel: Panel) -> str:
     absent = dict.fromkeys(filter(None, (p.record.energy_absent for p in panel.points)))
     energy = f" No energy: {'; '.join(absent)}." if absent else ""
-    return _denominators(panel) + energy
+    return _denominators(panel) + _followed(panel) + energy
+
+
+def _followed(panel: Panel) -> str:
+    """That a teacher is in the time and in no MFU, where there is one."""
+    runs = (p.record.training for p in panel.points)
+    if not any(run is not None and run.flops.teacher is not None for run in runs):
+        return ""
+    return " A teacher's forward is in the time of a step, and in no MFU."
 
 
 def _denominators(panel: Panel) -> str:

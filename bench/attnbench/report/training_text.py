@@ -52,12 +52,15 @@ def verdict(ratio: Interval) -> str:
 def mfu_text(mfu: Mfu | None, convention: str) -> str:
     """``41.2 %``; of an approximate method ``41.2 % effective``, but for its ``own`` count.
 
+    ``teacher`` is what the teacher's forward takes, and is in none of the others.
+
     Nothing where there is no such count.
     """
     share: float | None = getattr(mfu, convention, None)
     if mfu is None or share is None:
         return ""
-    return percent(share) + (" effective" if mfu.is_effective and convention != "own" else "")
+    is_done = convention in ("own", "teacher") or not mfu.is_effective
+    return percent(share) + ("" if is_done else " effective")
 
 
 def percent(share: float) -> str:
@@ -163,11 +166,13 @@ def texts(point: Point) -> dict[str, str]:
         "forward": parts.forward_s, "backward": parts.backward_s, "optimizer": parts.optimizer_s,
     }  # fmt: skip
     last = training.evaluations[-1].metrics if training.evaluations else {}
+    own = ["own"] if point.is_approximate else []
+    teacher = ["teacher"] if training.flops.teacher is not None else []
     found = {
         "rate": rate_text(point),
         "mfu": ", ".join(
             f"{convention} {mfu_cell(point, convention)}"
-            for convention in ("full", "causal", *(["own"] if point.is_approximate else []))
+            for convention in ("full", "causal", *own, *teacher)
         ),
         "batch": f"{training.batch} ({units.count(training.tokens, 'token')} a step)",
         "step": ", ".join(f"{n} {units.quantity(s, units.SECONDS)}" for n, s in seconds.items()),

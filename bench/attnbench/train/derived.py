@@ -3,7 +3,8 @@
 MFU is model FLOPs a second over the rate that products of the workload's precision reached on
 the same device when its ceilings were measured; beside it, over the datasheet's peak where
 that is known. Of several ranks, that is times their number. For an approximate method the share
-by the others' count is an *effective* one, and its own count has a share of its own.
+by the others' count is an *effective* one, and its own count has a share of its own. A teacher's
+forward is in no MFU, though it is in the seconds; its share of the peak is told beside.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Mfu:
     Attributes:
         full, causal: model FLOPs a second ÷ peak; *effective* where ``is_effective``.
         own: of an approximate method, by its own count.
+        teacher: of what a teacher's forward computes (exact pairs), which is in none of these.
         peak: in FLOPS; ``what`` says which.
         is_effective: whether ``full`` and ``causal`` count work that was not done.
     """
@@ -50,6 +52,7 @@ class Mfu:
     full: float
     causal: float
     own: float | None
+    teacher: float | None
     peak: float
     what: str
     is_effective: bool
@@ -101,6 +104,7 @@ def _mfu(record: Record, peak: float, what: str) -> Mfu | None:
         full=flops.full / whole,
         causal=flops.causal / whole,
         own=own / whole if own is not None else None,
+        teacher=flops.teacher.causal / whole if flops.teacher is not None else None,
         peak=peak,
         what=what,
         is_effective=own is not None,

@@ -15,19 +15,25 @@ has two parts, which MFU puts together in two ways:
 
 An approximate method is told by its own formula, too. Its share of a peak by the others'
 count is an *effective* one.
+
+A teacher's forward (distillation) is in the time of a step and not in its model FLOPs: MFU
+counts what the trained model has to compute (PaLM's "model FLOPs", which leave out whatever an
+implementation chooses to run beside), so that a student with a dear
+teacher has a low one. What the teacher computes is counted by itself (``ModelFlops.teacher``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from attnbench.attention import Attention
 from attnbench.problem import Problem
 from attnbench.train import attentions
-from attnbench.train.figures import ModelFlops, Parameters
+from attnbench.train.figures import ModelFlops, Parameters, TeacherFlops
 from attnbench.train.models.bridge import Attends
 from attnbench.train.models.finetune import LowRank
 from attnbench.train.roles import Batch
@@ -39,6 +45,22 @@ class _Products:
 
     def __init__(self) -> None:
         self.flops = 0
+
+    def watch(self, model: torch.nn.Module) -> list[RemovableHandle]:
+        """Count what a model multiplies from now on; hooks to be removed."""
+        places = _places(model)
+        hooks = [
+            module.register_forward_hook(self.add)
+            for module in model.modules()
+            if _multiplies(module)
+            and not isinstance(module, LowRank)  # its weight is that of the layer under it
+            and not _is_inside(module, places)
+        ]
+        return hooks + [
+            module.register_forward_hook(self.add_low_rank)
+            for module in model.modules()
+            if isinstance(module, LowRank)
+        ]
 
     def add(self, module: torch.nn.Module, inputs: Sequence[object], output: object) -> None:
         """A forward hook of a module with a matrix for a weight."""
@@ -58,6 +80,37 @@ class _Products:
     def _multiplied(self, weight: torch.Tensor, rows: int, needs_input: bool) -> None:
         """Forward, gradient of the weight, gradient of the input: each where it is needed."""
         self.flops += 2 * weight.numel() * rows * (1 + weight.requires_grad + needs_input)
+
+
+class _Teacher:
+    """Counts the forward of a model that does not learn."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._products, self._calls = _Products(), list[Problem]()
+        self.hooks = self._products.watch(model)
+        self.hooks += [
+            place.register_forward_hook(self._note, with_kwargs=True) for place in _places(model)
+        ]
+
+    def _note(
+        self, place: torch.nn.Module, tensors: Any, told: Mapping[str, Any], out: object
+    ) -> None:
+        q_BHMD, k_BGND, v_BGNE = tensors
+        batch, heads_q, seqlen_q, head_dim = q_BHMD.shape
+        called = Problem.of(
+            batch=batch, heads_q=heads_q, heads_kv=k_BGND.shape[1], seqlen_q=seqlen_q,
+            seqlen_k=k_BGND.shape[2], head_dim=head_dim, head_dim_v=v_BGNE.shape[3],
+            mask=told["mask"],
+        )  # fmt: skip
+        self._calls.append(called)
+
+    def counted(self, parts: int) -> TeacherFlops:
+        """Of a step of so many parts, one of which was run."""
+        return TeacherFlops(
+            dense=parts * self._products.flops,
+            attention_full=parts * sum(p.replace(mask="full").flops() for p in self._calls),
+            attention_causal=parts * sum(p.flops() for p in self._calls),
+        )
 
 
 def _needs_gradient(inputs: Sequence[object]) -> bool:
@@ -84,25 +137,14 @@ def count_step(
     products, trainer = _Products(), make(attentions.around(attention, note))
     calls.clear()  # of the model's own preparation
     pieces = trainer.put(batch)
-    places = [m for m in trainer.model.modules() if isinstance(m, Attends)]
+    teacher = None if trainer.teacher is None else _Teacher(trainer.teacher)
     hooks = [
         place.register_forward_hook(lambda module, inputs, out: learns.append(out.requires_grad))
-        for place in places
+        for place in _places(trainer.model)
     ]
-    hooks += [
-        module.register_forward_hook(products.add)
-        for module in trainer.model.modules()
-        if _multiplies(module)
-        and not isinstance(module, LowRank)  # its weight is that of the layer under it
-        and not _is_inside(module, places)
-    ]
-    hooks += [
-        module.register_forward_hook(products.add_low_rank)
-        for module in trainer.model.modules()
-        if isinstance(module, LowRank)
-    ]
+    hooks += products.watch(trainer.model)
     trainer.forward(pieces[0])
-    for hook in hooks:
+    for hook in (*hooks, *(teacher.hooks if teacher else ())):
         hook.remove()
     times = [3 if learn else 1 for learn in learns]
     forward = list(zip([p.replace(direction="forward") for p in calls], times, strict=True))
@@ -114,6 +156,7 @@ def count_step(
         attention_full=parts * sum(n * p.replace(mask="full").flops() for p, n in forward),
         attention_causal=parts * sum(n * p.flops() for p, n in forward),
         attention_own=own,
+        teacher=teacher.counted(parts) if teacher else None,
     )
 
 
@@ -127,6 +170,10 @@ def parameters_of(model: torch.nn.Module) -> Parameters:
         embedding=sum(tables.values()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
     )
+
+
+def _places(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [m for m in model.modules() if isinstance(m, Attends)]
 
 
 def _multiplies(module: torch.nn.Module) -> bool:

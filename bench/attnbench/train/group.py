@@ -31,7 +31,7 @@ from attnbench.train.data import make_task
 from attnbench.train.figures import BatchLimit, Breakdown, ModelFlops, Parity
 from attnbench.train.learning import Curve, learn
 from attnbench.train.models.build import Built
-from attnbench.train.proof import as_built, verify_attention
+from attnbench.train.proof import used_in, verify_attention
 from attnbench.train.setup import make_teacher, make_trainer
 from attnbench.train.sizes import largest_batch
 from attnbench.train.step import Piece, Trainer, check_precision, products_of
@@ -136,10 +136,13 @@ class TrainGroup(Rounds[Learner]):
         assert truth is not None
         self._step(key, "learn")
         trainer = learner.trainer
-        if learner.workload != truth.workload:  # timed with another batch than is learned with
+        is_apart = learner.workload != truth.workload  # timed with another batch than learned with
+        if is_apart:
             trainer = self._trainer(truth.workload, registry.make(learner.told))
         learner.curve = learn(trainer, truth.task, self.seed, lambda: self._step(key, "learn"))
         learner.parity = truth.judged(learner.curve.losses, learner.attention.kind)
+        if is_apart:  # what is timed is verified afterwards, and this will be gone by then
+            self._verify_used(learner, trainer)
 
     def _time(self) -> None:
         """Interleaved rounds of whole steps, then what needs passes of its own."""
@@ -157,10 +160,15 @@ class TrainGroup(Rounds[Learner]):
         """Verify what the timed steps have called: a curve says nothing about them."""
         learner = self._ready[key]
         self._step(key, "check again")
-        builds = cast(Built, learner.trainer.model).builds
+        self._verify_used(learner, learner.trainer)
+
+    def _verify_used(self, learner: Learner, trainer: Trainer) -> None:
+        """Verify once more, with the very objects that a trainer has called."""
+        model = cast(Built, trainer.model)
         again = verify_attention(
-            as_built(learner.attention, builds), builds.problems, self.device, self.seed + 1
-        )
+            learner.attention, model.builds.problems, self.device, self.seed + 1,
+            used=used_in(model),
+        )  # fmt: skip
         if self._truth is not None:
             learner.accuracy = worst([learner.accuracy, again])
 

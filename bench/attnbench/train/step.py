@@ -61,7 +61,7 @@ class Trainer:
         self.model = model
         self.device = device
         self._call: Any = torch.compile(model) if workload.compile else model
-        self._teacher = teacher
+        self.teacher = teacher
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(workload, model)
         self._rates = [lr_at(workload, step) for step in range(workload.steps)]
@@ -75,8 +75,8 @@ class Trainer:
     @property
     def teachers(self) -> list[torch.Tensor]:
         """The teacher's parameters and buffers; none without one."""
-        return [] if self._teacher is None else [*self._teacher.parameters(),
-                                                 *self._teacher.buffers()]  # fmt: skip
+        return [] if self.teacher is None else [*self.teacher.parameters(),
+                                                 *self.teacher.buffers()]  # fmt: skip
 
     def put(self, batch: Batch) -> list[Piece]:
         """A batch on the device, cut into the parts that are accumulated.
@@ -99,7 +99,7 @@ class Trainer:
         """The share of the batch's loss that belongs to a part; a scalar with its graph."""
         with self._context:
             outputs = self._call(**piece.batch.inputs)
-            truth = self._asked(piece.batch) if self._teacher is not None else None
+            truth = self._asked(piece.batch) if self.teacher is not None else None
             return loss_of(self.workload, outputs, piece.batch, truth, piece.counts)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -148,8 +148,8 @@ class Trainer:
     @torch.no_grad()
     def _asked(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         """What the teacher says."""
-        assert self._teacher is not None
-        said: Mapping[str, torch.Tensor] = self._teacher(**batch.inputs)
+        assert self.teacher is not None
+        said: Mapping[str, torch.Tensor] = self.teacher(**batch.inputs)
         return said
 
     def move(self, batch: Batch) -> Batch:

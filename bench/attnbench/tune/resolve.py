@@ -18,7 +18,7 @@ from attnbench.subject import make_subject
 from attnbench.train.models.presets import sized
 from attnbench.train.workload import Workload
 from attnbench.tune.space import IMPL, Params
-from attnbench.tune.table import Adapted, Tune
+from attnbench.tune.table import Adapted, Tune, unreported
 
 _MULTIPLE = 8  # of d_ff: what matrix units like
 
@@ -120,6 +120,8 @@ class Resolver:
         except UserError as error:
             return Refused(str(error))
         assert isinstance(workload, Workload)
+        if (told := unreported(self.tune, workload)) is not None:
+            return Refused(told)
         return workload, contender
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from attnbench.errors import UserError, unknown
+from attnbench.train.data import reported
 from attnbench.train.workload import Workload
 from attnbench.tune.space import Space, read_space
 
@@ -273,4 +274,18 @@ def start_of(suite: Suite, overrides: Sequence[str]) -> tuple[Tune, Workload]:
             f"{path}: [tune]: time to a loss needs a batch that is known: batch 0 is timed with "
             "another than it is learned with"
         )
+    if (told := unreported(tune, start)) is not None:
+        raise UserError(f"{path}: {told}")
     return tune, start
+
+
+def unreported(tune: Tune, workload: Workload) -> str | None:
+    """A bound of a metric that the workload's task does not report, in words; None if none is."""
+    known = reported(workload)
+    for bound in tune.bounds:
+        if bound.figure in METRICS and bound.figure not in known:
+            return (
+                f"[tune.constraints]: {bound.figure} is not reported by task {workload.task!r} "
+                f"(reports: {', '.join(known)})"
+            )
+    return None

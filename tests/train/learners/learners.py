@@ -124,6 +124,118 @@ class TiresAtOnce(Attention):
         return _Tiring(problem, 0)
 
 
+class _TiringModule(torch.nn.Module):
+    """The same, as a module of each place that learns something and keeps the count itself."""
+
+    def __init__(self, problem, learned):
+        super().__init__()
+        self.problem = problem
+        self.shift = torch.nn.Parameter(torch.zeros(()))
+        self.register_buffer("left", torch.tensor(learned))
+
+    def forward(self, q, k, v):
+        self.left -= int(torch.is_grad_enabled())
+        if self.left < 0:
+            return v + 0 * (q + k) + self.shift
+        return attend(q, k, v + 0 * self.shift, is_causal=_causal(self.problem))
+
+
+@register("module-tires")
+class ModuleTires(Attention):
+    """As tires, and each layer counts for itself."""
+
+    def build(self, problem, device):
+        return _TiringModule(problem, 8)
+
+
+class _Shifted(torch.nn.Module):
+    def __init__(self, problem):
+        super().__init__()
+        self.problem = problem
+        self.shift_D = torch.nn.Parameter(torch.zeros(problem.head_dim_v))
+
+    def forward(self, q, k, v):
+        return attend(q, k, v + 0 * self.shift_D, is_causal=_causal(self.problem))
+
+
+@register("learned")
+class Learned(Attention):
+    """Exact, with a parameter that changes nothing."""
+
+    def build(self, problem, device):
+        return _Shifted(problem)
+
+
+@register("second-module-tires")
+class SecondModuleTires(Attention):
+    """Only the second one that is built gives up."""
+
+    def build(self, problem, device):
+        self.built = getattr(self, "built", 0) + 1
+        return _TiringModule(problem, 8 if self.built == 2 else 10**9)
+
+
+def _silent(problem, is_right):
+    def call(q, k, v):
+        return attend(q, k, v, is_causal=_causal(problem)) * (1.0 if is_right(q) else 0.0)
+
+    return call
+
+
+@register("silent-zeros")
+class SilentZeros(Attention):
+    """Says nothing but zeros where no gradient is wanted: in every evaluation."""
+
+    def build(self, problem, device):
+        return _silent(problem, lambda q: torch.is_grad_enabled())
+
+
+@register("silent-zeros-by-input")
+class SilentZerosByInput(Attention):
+    """The same, and asks its inputs."""
+
+    def build(self, problem, device):
+        return _silent(problem, lambda q: q.requires_grad)
+
+
+@register("silent-zeros-unclaimed")
+class SilentZerosUnclaimed(SilentZeros):
+    """The same, of a method that claims no answer."""
+
+    kind = "approximate"
+
+
+@register("silent-later")
+class SilentLater(Attention):
+    """Right without gradients for so many calls, and zeros in the evaluations that follow."""
+
+    def build(self, problem, device):
+        left = [20]
+
+        def is_right(q):
+            left[0] -= not torch.is_grad_enabled()
+            return torch.is_grad_enabled() or left[0] >= 0
+
+        return _silent(problem, is_right)
+
+
+class _LearnsOnly(torch.nn.Module):
+    def __init__(self, problem):
+        super().__init__()
+        self.problem = problem
+
+    def forward(self, q, k, v):
+        return attend(q, k, v, is_causal=_causal(self.problem)) * self.training
+
+
+@register("learns-only")
+class LearnsOnly(Attention):
+    """A module that gives zeros where it is not in training."""
+
+    def build(self, problem, device):
+        return _LearnsOnly(problem)
+
+
 def _on_rank_one(then):
     return then if os.environ.get("RANK") == "1" else lambda: None
 

@@ -88,6 +88,20 @@ class Stale(Attention):
         return _Tires(6 if problem.decode else 10**9)
 
 
+@register("stale-unclaimed")
+class StaleUnclaimed(Stale):
+    """The same, of a sparse method whose window is wider than any prompt here."""
+
+    kind = "approximate"
+
+    def build(self, problem, device):
+        tires = _Tires(6) if problem.decode else _Tires(10**9)
+        return lambda q, k, v: tires(q, k, v) if tires.left > 0 else torch.zeros_like(q)
+
+    def own_mask(self, problem):
+        return problem.mask
+
+
 @register("prefill-only")
 class PrefillOnly(Attention):
     """Cannot decode, and says so in words of its own."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from attnbench.train.data.base import SeededTask
     from attnbench.train.roles import Task
 
-__all__ = ["TASKS", "Entry", "check_fits", "make_task", "objectives_of"]
+__all__ = ["TASKS", "Entry", "check_fits", "make_task", "objectives_of", "reported"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Entry:
         has_pictures: whether there is something to be seen.
         has_tokens: whether there is something to be read.
         has_any_batch: whether a batch may have any size, so that the largest can be looked for.
+        has_characters: whether its tokens are characters, whose bits are told.
+        has_sentences: whether a masked model also tells if the second sentence follows.
     """
 
     module: str
@@ -39,17 +41,22 @@ class Entry:
     has_pictures: bool = False
     has_tokens: bool = True
     has_any_batch: bool = True
+    has_characters: bool = False
+    has_sentences: bool = False
 
 
 TASKS: Mapping[str, Entry] = {
-    "text": Entry("text", "Text", ("causal-lm", "masked-lm", "classification")),
+    "text": Entry(
+        "text", "Text", ("causal-lm", "masked-lm", "classification"), has_characters=True,
+        has_sentences=True,
+    ),
     "copy": Entry("copying", "Copying", ("causal-lm", "masked-lm", "seq2seq")),
     "mqar": Entry("recall", "Recall", ("causal-lm", "masked-lm")),
     "listops": Entry("listops", "ListOps", ("classification",)),
-    "translation": Entry("translation", "Translation", ("seq2seq",)),
+    "translation": Entry("translation", "Translation", ("seq2seq",), has_characters=True),
     "images": Entry("images", "Images", ("classification",), has_pictures=True, has_tokens=False),
     "pairs": Entry("pairs", "Pairs", ("matching",), has_pictures=True, has_any_batch=False),
-}
+}  # fmt: skip
 
 
 def objectives_of(task: str) -> tuple[Objective, ...]:
@@ -62,6 +69,25 @@ def objectives_of(task: str) -> tuple[Objective, ...]:
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return TASKS[name].objectives
+
+
+def reported(workload: Workload) -> tuple[str, ...]:
+    """The metrics that a run will tell of its validation batches, without what texts are told by.
+
+    Raises:
+        UserError: unknown task.
+    """
+    objective = workload.objective or objectives_of(workload.task)[0]
+    entry = TASKS[parse_spec(workload.task)[0]]
+    if objective == "matching" and workload.loss == "contrastive":
+        return ("accuracy",)
+    if objective in ("classification", "matching"):
+        return ("accuracy", "f1_macro")
+    names = ["cross_entropy", "perplexity", "token_accuracy"]
+    names += ["bits_per_character"] * entry.has_characters
+    if objective == "masked-lm" and entry.has_sentences:
+        names += ["accuracy", "f1_macro"]
+    return tuple(names)
 
 
 def check_fits(workload: Workload) -> None:

@@ -58,6 +58,7 @@ class Generated(Part):
     memory: ServingMemory
     parameters: int  # of the model; tied ones count once
     flops: int  # products of a whole generation; an approximate method's by its own formula
+    prefill_flops: int | None = None  # of these, until the first token is there
     build_s: float  # the first generation, with everything that had to be built for it
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from attnbench.measure.kernels import what_ran
 from attnbench.measure.meters import trace
 from attnbench.measure.sampling import Taken
 from attnbench.problem import Problem
-from attnbench.record import Memory, TensorAccuracy
+from attnbench.record import Memory, TensorAccuracy, worst
 from attnbench.rounds import Rounds
 from attnbench.train.generation import clock, counts
 from attnbench.train.generation.clock import Stream, StreamClock, StreamTimer
@@ -37,8 +37,10 @@ from attnbench.train.generation.figures import Agreement, ServingMemory
 from attnbench.train.generation.spec import Generation
 from attnbench.train.generation.truth import Truth
 from attnbench.train.models.bridge import Builds
-from attnbench.train.models.generate import Generator, Weights, build_body, sharing
-from attnbench.train.proof import verify_attention
+from attnbench.train.models.generate import Generator, Weights, build_reader
+from attnbench.train.models.interface import places
+from attnbench.train.models.readers import Reader
+from attnbench.train.proof import used_in, verify_attention
 from attnbench.train.step import check_precision, products_of
 from attnbench.turns import Send
 
@@ -72,7 +74,7 @@ class GenerateGroup(Rounds[Speaker]):
     def __init__(self, task: dict[str, Any], send: Send) -> None:
         super().__init__(task, send)
         self.generation = Generation.from_json(task["problem"])
-        self._body: Any = None  # nobody attends in it
+        self._reader: Reader | None = None  # nobody attends in it
         self._truth: Truth | None = None
 
     def run(self) -> None:
@@ -91,14 +93,19 @@ class GenerateGroup(Rounds[Speaker]):
         """The model, and the truth about it."""
         generation, device = self.generation, self.device
         check_precision(generation.workload, device)
-        self._body = build_body(
+        self._reader = build_reader(
             generation.workload, generation.prompt + generation.new, device, self.seed, VOCAB,
             _WEIGHTS[generation.precision],
         )  # fmt: skip
         self._truth = Truth(
-            self._body, self._tokens(self.seed), generation.new, self._computes_in,
+            self._reader, self._tokens(self.seed), generation.new, self._computes_in,
             self._reference_step,
         )  # fmt: skip
+
+    @property
+    def _model(self) -> Reader:
+        assert self._reader is not None, "it is built before anybody attends"
+        return self._reader
 
     @property
     def _computes_in(self) -> str:
@@ -109,7 +116,7 @@ class GenerateGroup(Rounds[Speaker]):
 
     def _tokens(self, seed: int) -> torch.Tensor:
         """Given tokens ``(B, S)`` int64: a prompt, and what follows it."""
-        shape, vocab = (self.generation.batch, self.generation.read), self._body.config.vocab_size
+        shape, vocab = (self.generation.batch, self.generation.read), self._model.vocab
         drawn_BS = torch.randint(vocab, shape, generator=torch.Generator().manual_seed(seed))
         return drawn_BS.to(self.device)
 
@@ -123,14 +130,14 @@ class GenerateGroup(Rounds[Speaker]):
         ids_BS = self._tokens(self.seed)
         builds = Builds(attention, self.device, direction="forward", seed=self.seed)
         generator = Generator(
-            sharing(self._body), builds, ids_BS[:, : generation.prompt].clone(), generation.new,
+            self._model.sharing(), builds, ids_BS[:, : generation.prompt].clone(), generation.new,
             compile=generation.compile, alive=lambda: self._step(key, "build"),
         )  # fmt: skip
         speaker = Speaker(key, told, attention, generator, Stream(generator, self.device))
         if self._process == 0:
             assert self._truth is not None
             self._step(key, "verify")
-            problems = spread(builds.problems, _MOST_LENGTHS)
+            problems = asked_of(generator)
             speaker.accuracy = verify_attention(
                 registry.make(told), problems, self.device, self.seed, direction="forward"
             )
@@ -165,6 +172,8 @@ class GenerateGroup(Rounds[Speaker]):
         if late := speaker.generator.builds.late:
             raise Failed("incorrect", f"it was built in the middle of the timed part: {late[0]}")
         self._check_said(speaker)  # in each process: its times count, too
+        if speaker.attention.kind == "approximate":  # what it said was held against itself alone
+            self._check_used(speaker)
         timer = own.timer
         assert isinstance(timer, StreamTimer)
         gaps = clock.between_s(timer)
@@ -192,6 +201,15 @@ class GenerateGroup(Rounds[Speaker]):
         truth_BnV = truth.without_cache(ids_BS) if is_exact else generator.forced(ids_BS)
         if (fault := truth.missed(truth_BnV, said_Bn, last_B1V)) is not None:
             raise Failed("incorrect", fault)
+
+    def _check_used(self, speaker: Speaker) -> None:
+        """Verify the attention once more, with the very objects that were called."""
+        again = verify_attention(
+            speaker.attention, asked_of(speaker.generator), self.device, self.seed + 1,
+            direction="forward", used=used_in(speaker.generator.reader.body),
+        )  # fmt: skip
+        if self._process == 0:
+            speaker.accuracy = worst([speaker.accuracy, again])
 
     def _inspect(self, key: str) -> None:
         speaker = self._ready[key]
@@ -222,13 +240,13 @@ class GenerateGroup(Rounds[Speaker]):
         }
         told |= self._energy(key, stream)
         assert speaker.agreement is not None
+        flops = counts.flops_of(self.generation, generator.reader, speaker.attention)
         told["generation"] = {
             "agreement": speaker.agreement.model_dump(),
             "memory": memory.model_dump(),
-            "parameters": counts.parameters_of(self._body),
-            "flops": counts.flops_of(
-                self.generation, self._body, speaker.attention, generator.builds.problems
-            ),
+            "parameters": counts.parameters_of(self._model.body),
+            "flops": flops.prefill + flops.decode,
+            "prefill_flops": flops.prefill,
             "build_s": generator.build_s,
         }
         return told
@@ -237,9 +255,9 @@ class GenerateGroup(Rounds[Speaker]):
         (change,) = trace([speaker.stream], self.device)
         generator = speaker.generator
         return ServingMemory(
-            weights_bytes=counts.bytes_of(generator.body),
-            cache_counted_bytes=counts.cache_bytes(self.generation, self._body.dtype.itemsize),
-            cache_bytes=generator.cache_bytes,
+            weights_bytes=counts.bytes_of(generator.reader.body),
+            cache_counted_bytes=counts.cache_bytes(self.generation, self._model.element_bytes),
+            cache_bytes=generator.reader.cache_bytes,
             working_bytes=change.peak_bytes,
             method=(
                 "torch.cuda.max_memory_allocated"
@@ -259,6 +277,12 @@ def in_words(agreement: Agreement) -> str:
         f"{agreement.allowed:.3g} (from {agreement.reruns} reruns of {agreement.reference} with "
         "other rounding)"
     )
+
+
+def asked_of(generator: Generator) -> list[Problem]:
+    """What each place asked for, growing lengths thinned: the same in every layer, once."""
+    asked = places(generator.reader.body).values()
+    return list(dict.fromkeys(p for place in asked for p in spread(place.problems, _MOST_LENGTHS)))
 
 
 def spread(problems: Sequence[Problem], most: int) -> list[Problem]:

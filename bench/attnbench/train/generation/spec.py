@@ -14,8 +14,13 @@ from typing import ClassVar, Literal, get_args
 
 from attnbench.errors import UserError, unknown
 from attnbench.train.asked import Asked
-from attnbench.train.models.presets import DECODERS, Preset, sized
-from attnbench.train.workload import Workload
+from attnbench.train.models.presets import (
+    ENCODER_DECODERS,
+    Preset,
+    check_generates,
+    sized,
+)
+from attnbench.train.workload import Position, Workload
 
 ServedPrecision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 
@@ -25,10 +30,13 @@ class Generation(Asked):
     """One generation, but for the attention in it.
 
     Attributes:
-        model: preset of a decoder that keeps a cache (see ``attnbench.train.models.presets``).
+        model: preset of a model that keeps a cache (see ``attnbench.train.models.presets``): a
+            decoder, or an encoder with a decoder.
         layers, heads, heads_kv, d_model: instead of the preset's; 0 keeps it.
+        position: of the model of our own; empty keeps the preset's.
         batch: sequences that are generated side by side, of one length.
-        prompt: tokens of each that are given, and read at once.
+        prompt: tokens of each that are given, and read at once: by the encoder, where there is
+            one, and the decoder's first step on a token that says nothing is part of that.
         new: tokens of each that are generated, at least 2: the first comes from the prompt,
             the cache is decoded from for all others.
         precision: of the weights and of everything else: fp32, tf32 (fp32 with TF32 products),
@@ -47,6 +55,7 @@ class Generation(Asked):
     heads: int = 0
     heads_kv: int = 0
     d_model: int = 0
+    position: Position | Literal[""] = ""
     batch: int = 1
     prompt: int = 128
     new: int = 32
@@ -64,11 +73,9 @@ class Generation(Asked):
                 raise UserError(f"{name} must be ≥ {least}, got {getattr(self, name)!r}")
         if self.precision not in get_args(ServedPrecision):
             raise unknown("precision", self.precision, get_args(ServedPrecision))
-        if self.preset.family not in DECODERS:
-            raise UserError(
-                f"model {self.model} has no cache to generate with; families that have: "
-                f"{', '.join(DECODERS)}"
-            )
+        if self.position not in ("", *get_args(Position)):
+            raise unknown("position", self.position, get_args(Position))
+        check_generates(self.model, self.preset.family)
 
     # ---- what is served --------------------------------------------------------------
 
@@ -77,7 +84,8 @@ class Generation(Asked):
         """A training run of the same model, for what is asked of models and precisions."""
         return Workload(
             model=self.model, layers=self.layers, heads=self.heads, heads_kv=self.heads_kv,
-            d_model=self.d_model, precision="tf32" if self.precision == "tf32" else "fp32",
+            d_model=self.d_model, position=self.position,
+            precision="tf32" if self.precision == "tf32" else "fp32",
         )  # fmt: skip
 
     @property
@@ -87,8 +95,16 @@ class Generation(Asked):
 
     @property
     def read(self) -> int:
-        """Tokens of a sequence that go through the model, and into the cache: all but the last."""
+        """Tokens of a sequence that are given or said, and read: all but the last."""
         return self.prompt + self.new - 1
+
+    @property
+    def cached(self) -> int:
+        """Tokens of a sequence whose keys and values each layer of a decoder keeps.
+
+        Those that are read; with an encoder, the decoder's first token is kept too.
+        """
+        return self.read + (self.preset.family in ENCODER_DECODERS)
 
     # ---- for people --------------------------------------------------------------------
 

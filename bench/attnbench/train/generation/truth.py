@@ -2,9 +2,9 @@
 
 Tokens are given (drawn from a seed), not chosen: a greedy choice between two logits that are
 nearly alike is decided by rounding, and everything after it would differ. The truth is
-transformers' own attention (``eager``) with the model's weights in float64, no cache, every
-token seeing all before it; norms, softmax and RoPE's tables are in float32 there, as
-transformers computes them.
+transformers' own attention (``eager``; attnbench's reference in the model of our own) with the
+model's weights in float64, no cache, every token seeing all before it; norms, softmax and RoPE's
+tables are in float32 there, as transformers computes them.
 
 How far a contender may be off is found as for learning curves (``train.bound``): the reference
 reads the same tokens :data:`RERUNS` times in the model's precision, without a cache, with every
@@ -32,11 +32,9 @@ Letters: B = batch, S = tokens read, T = tokens of the prompt, n = new tokens, V
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from attnbench.attention import Kind
 from attnbench.distributions import t_quantile
@@ -44,8 +42,7 @@ from attnbench.train.attentions import REFERENCE, reference, shaken
 from attnbench.train.bound import FALSE_ALARM, MARGIN
 from attnbench.train.generation.figures import Agreement
 from attnbench.train.models.bridge import Builds
-from attnbench.train.models.generate import sharing
-from attnbench.train.models.interface import making_places
+from attnbench.train.models.readers import Reader
 
 RERUNS = 8
 
@@ -54,7 +51,7 @@ class Truth:
     """What a model says to given tokens without a cache, and how far rounding may lead from it.
 
     Args:
-        body: the model, in which nobody attends yet; it stays as it is.
+        reader: the model, in which nobody attends yet; it stays as it is.
         ids_BS: the tokens.
         new: how many of the last places are looked at.
         precision: that the model computes in: fp32, tf32, bf16 or fp16.
@@ -63,22 +60,21 @@ class Truth:
 
     def __init__(
         self,
-        body: nn.Module,
+        reader: Reader,
         ids_BS: torch.Tensor,
         new: int,
         precision: str,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         self.ids_BS = ids_BS
-        self._body, self._new, self._precision = body, new, precision
+        self._reader, self._new, self._precision = reader, new, precision
         self.logits_BnV = self.without_cache(ids_BS)
         self.allowed_Bn = self._find_allowed(alive)
 
+    @torch.inference_mode()
     def without_cache(self, ids_BS: torch.Tensor) -> torch.Tensor:
         """Logits ``(B, n, V)`` float64 of the last places, all tokens read at once."""
-        exact = copy.deepcopy(self._body).double()
-        exact.set_attn_implementation("eager")  # type: ignore[operator]
-        return _read(exact, ids_BS, self._new)
+        return self._reader.exact().whole(ids_BS, self._new)
 
     def agreement(self, logits_BnV: torch.Tensor, kind: Kind) -> Agreement:
         """How far logits are from the truth; judged where they should be the same."""
@@ -148,12 +144,12 @@ class Truth:
         eps = torch.finfo(self._dtype).eps
         return MARGIN * quantile * square_Bn.sqrt() + 2 * eps * largest_Bn
 
+    @torch.inference_mode()
     def _rerun(self, rerun: int) -> torch.Tensor:
-        device = self.ids_BS.device
         attention = shaken(reference(), self._precision, rerun)
-        body = sharing(self._body)
-        with making_places(Builds(attention, device, direction="forward")):
-            return _read(body, self.ids_BS, self._new)
+        reader = self._reader.sharing()
+        with reader.attended(Builds(attention, self.ids_BS.device, direction="forward")):
+            return reader.whole(self.ids_BS, self._new)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -166,9 +162,3 @@ class Truth:
             f"k, v and out of each attention moved by one unit in the last place of "
             f"{self._precision}"
         )
-
-
-@torch.inference_mode()
-def _read(body: nn.Module, ids_BS: torch.Tensor, new: int) -> torch.Tensor:
-    logits: torch.Tensor = body(input_ids=ids_BS, use_cache=False, logits_to_keep=new).logits
-    return logits

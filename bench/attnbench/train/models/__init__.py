@@ -1,8 +1,9 @@
 """Models that learn: Hugging Face architectures and our own, with anybody's attention inside.
 
 ``presets`` names them, without torch; ``build`` makes one of a workload, from ``hugging`` or
-``own``; ``bridge`` makes a plugin a module, ``interface`` brings it into transformers;
-``finetune`` says what learns; ``generate`` makes tokens.
+``own``; ``bridge`` makes a plugin a module of what ``calls`` makes differentiable, ``interface``
+brings it into transformers; ``finetune`` says what learns; ``generate`` makes tokens, which
+``readers`` read with a ``cache``.
 """
 
 from __future__ import annotations

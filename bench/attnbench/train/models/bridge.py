@@ -14,23 +14,18 @@ D = head_dim, E = head_dim_v.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.func import functional_call
-from torch.utils import _pytree
 
-from attnbench.attention import Attention, ForwardBackward, Layout, Unsupported
+from attnbench.attention import Attention, Layout, Unsupported
 from attnbench.execution import from_layout
 from attnbench.problem import Direction, Problem
-
-Call = Callable[..., torch.Tensor]
-_LOW = (torch.bfloat16, torch.float16)
+from attnbench.train.models.calls import Call, Used, differentiable, raise_precision
 
 
 class LateBuild(UserWarning):
@@ -89,9 +84,12 @@ class Builds:
     _is_sealed: bool = False
 
     @property
-    def shared(self) -> dict[Problem, Any]:
-        """What was built, by problem, where all places use the same."""
-        return {shape.problem(self.direction): built for shape, built in self._shared.items()}
+    def step_mask(self) -> str:
+        """The mask of a single query on a cache, the last one, which sees every key.
+
+        A method with a pattern of its own must still know that it is a causal one.
+        """
+        return "full" if self.attention.kind == "exact" else "causal"
 
     def seal(self) -> None:
         """The preparation is over: what is built from now on is late, and told."""
@@ -116,7 +114,7 @@ class Builds:
             self._tell(problem)
         if isinstance(built, nn.Module):
             self._drawn += 1
-            _raise_precision(built)
+            raise_precision(built)
         else:
             self._shared[shape] = built
         return built
@@ -140,6 +138,23 @@ class Attends(nn.Module):
         self.builds = builds
         self.layout: Layout = builds.attention.layout
         self._calls: dict[Shape, Call] = {}
+        self._built: dict[Shape, Any] = {}
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What was attended to here, in the order of the first calls."""
+        return [shape.problem(self.builds.direction) for shape in self._calls]
+
+    @property
+    def used(self) -> dict[Problem, Any]:
+        """What is called here, by problem, as ``build`` would return it: to be verified as it is.
+
+        A module is this place's own, and comes as :class:`Used`; all else is shared.
+        """
+        return {
+            shape.problem(self.builds.direction): Used(x) if isinstance(x, nn.Module) else x
+            for shape, x in self._built.items()
+        }
 
     def forward(
         self,
@@ -189,10 +204,10 @@ class Attends(nn.Module):
         built = self.builds.get(shape)
         if isinstance(built, nn.Module):
             self._keep(built, shape)
-        call = _callable(built)
+        call = differentiable(built)
         if self.builds.direction == "forward":
             call = torch.no_grad()(call)  # what has no backward must not seem to have one
-        self._calls[shape] = call
+        self._calls[shape], self._built[shape] = call, built
         return call
 
     def _keep(self, built: nn.Module, shape: Shape) -> None:
@@ -216,59 +231,6 @@ class Attends(nn.Module):
             owner, _, leaf = name.rpartition(".")
             setattr(built.get_submodule(owner), leaf, own)
         self.add_module(f"built_{len(self._modules)}", built)
-
-
-def _callable(built: Any) -> Call:
-    """A differentiable function of what was built."""
-    if isinstance(built, ForwardBackward):
-        return lambda *tensors: _Own.apply(built, *tensors)  # type: ignore[no-untyped-call]
-    if isinstance(built, nn.Module) and any(True for _ in built.parameters()):
-
-        def learned(*tensors: torch.Tensor) -> torch.Tensor:
-            dtype = tensors[0].dtype
-            if dtype not in _LOW:
-                return built(*tensors)  # type: ignore[no-any-return]
-            low = {name: p.to(dtype) for name, p in built.named_parameters()}
-            return functional_call(built, low, tensors)  # type: ignore[no-any-return]
-
-        return learned
-    return built  # type: ignore[no-any-return]
-
-
-def _raise_precision(built: nn.Module) -> None:
-    """Learned state in float32: steps of an optimizer vanish in bf16, and fp16 overflows.
-
-    As for every weight under autocast, each call takes a copy in the lower precision.
-    """
-    for parameter in built.parameters():
-        if parameter.dtype in _LOW:
-            parameter.data = parameter.data.float()
-
-
-class _Own(torch.autograd.Function):
-    """A :class:`ForwardBackward` as autograd knows it."""
-
-    @staticmethod
-    def forward(ctx: Any, built: ForwardBackward, *tensors: torch.Tensor) -> torch.Tensor:
-        out, saved = built.forward(*tensors)
-        leaves, ctx.tree = _pytree.tree_flatten(saved)
-        # Through autograd, so that hooks on saved tensors see them and memory is counted.
-        ctx.is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
-        ctx.save_for_backward(*(x for x in leaves if isinstance(x, torch.Tensor)))
-        ctx.others = [x for x in leaves if not isinstance(x, torch.Tensor)]
-        ctx.built = built
-        return out  # type: ignore[no-any-return]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
-        leaves = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
-        saved = _pytree.tree_unflatten(leaves, ctx.tree)
-        device = grad_out.device.type
-        is_cast = torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if is_cast else nullcontext():
-            return None, *ctx.built.backward(saved, grad_out)
 
 
 def _to_layout(x_BHSD: torch.Tensor, layout: Layout, *, is_cache: bool) -> torch.Tensor:

@@ -37,6 +37,12 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale_O", (largest_O1[:, 0] / _LARGEST).to(weight_OI.dtype))
         self.register_buffer("bias_O", None if given.bias is None else given.bias.detach().clone())
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole numbers: T5 asks for their dtype."""
+        weight_OI: Any = self.weight_OI
+        return weight_OI  # type: ignore[no-any-return]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(…, O)`` of ``(…, I)``, in the dtype of x."""
         buffers: Any = self

@@ -179,9 +179,8 @@ def attend(
         mask = _read(attention_mask, queries, keys, sliding_window)
     elif not is_causal:
         mask = "full"
-    elif queries == 1:  # a step on a cache: the last query sees every key
-        # Methods with a pattern of their own must still know that it is a causal one.
-        mask = "full" if place.builds.attention.kind == "exact" else "causal"
+    elif queries == 1:  # a step on a cache
+        mask = place.builds.step_mask
     else:
         mask = "causal"
         if keys > queries:  # an empty static cache: keys lie at its beginning

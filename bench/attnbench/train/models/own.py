@@ -2,15 +2,16 @@
 
 Pre-norm blocks (attention, attention to the encoder, MLP), each added to the residual
 stream. Position encodings are those of ``attnbench.layer.positions``; ALiBi and the relative
-bias are the attention's own business, and an implementation without them refuses.
+bias are the attention's own business, and an implementation without them refuses. A decoder can
+read on from a cache of keys and values, a :class:`~attnbench.train.models.cache.Filled` a layer.
 
 Letters: B = batch, T = tokens of a sequence, S = those attended to, V = vocabulary,
-C = d_model, H = heads, G = heads_kv, D = head_dim, P = D / 2.
+C = d_model, H = heads, G = heads_kv, D = head_dim, P = D / 2, n = places that speak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -27,6 +28,7 @@ from attnbench.layer.positions import (
     sinusoidal,
 )
 from attnbench.train.models.bridge import Attends, Builds
+from attnbench.train.models.cache import Filled
 from attnbench.train.models.hugging import Outputs, Wanted
 from attnbench.train.models.parts import Parts
 from attnbench.train.models.presets import Preset
@@ -60,11 +62,15 @@ class Heads(nn.Module):
         x_BTC: torch.Tensor,
         memory_BSC: torch.Tensor | None = None,
         turns: tuple[torch.Tensor, torch.Tensor] | None = None,
-        bias_HTT: torch.Tensor | None = None,
+        bias_HTS: torch.Tensor | None = None,
         *,
         alibi: bool = False,
+        cache: Filled | None = None,
     ) -> torch.Tensor:
-        """``(B, T, C)``; ``turns`` are RoPE's tables ``(T, 1, P)``."""
+        """``(B, T, C)``; ``turns`` are RoPE's tables ``(T, 1, P)``.
+
+        Keys and values go into a cache and come back with all that are there.
+        """
         source_BSC = x_BTC if memory_BSC is None else memory_BSC
         heads, heads_kv = self.counts
         q_BTHD = self.wq(x_BTC).unflatten(-1, (heads, -1))
@@ -72,9 +78,15 @@ class Heads(nn.Module):
         v_BSGD = self.wv(source_BSC).unflatten(-1, (heads_kv, -1))
         if turns is not None:
             q_BTHD, k_BSGD = rotate(q_BTHD, *turns), rotate(k_BSGD, *turns)
+        q_BHTD, k_BGSD, v_BGSD = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
+        if cache is not None:
+            k_BGSD, v_BGSD = cache.update(k_BGSD, v_BGSD)
+        is_step = cache is not None and q_BHTD.shape[2] == 1
         out_BHTD = self.attends(
-            *(x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD)), mask=self.mask, alibi=alibi,
-            dropout_p=self.dropout if self.training else 0.0, bias_HMN=bias_HTT,
+            q_BHTD, k_BGSD, v_BGSD, alibi=alibi, bias_HMN=bias_HTS,
+            mask=self.attends.builds.step_mask if is_step else self.mask,
+            decode=is_step and k_BGSD.shape[2] > 1,
+            dropout_p=self.dropout if self.training else 0.0,
         )  # fmt: skip
         return self.wo(out_BHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -104,11 +116,12 @@ class Block(nn.Module):
         x_BTC: torch.Tensor,
         memory_BSC: torch.Tensor | None,
         turns: tuple[torch.Tensor, torch.Tensor] | None,
-        bias_HTT: torch.Tensor | None,
+        bias_HTS: torch.Tensor | None,
         alibi: bool,
+        cache: Filled | None = None,
     ) -> torch.Tensor:
         """``(B, T, C)``."""
-        heads_BTC = self.heads(self.norm_1(x_BTC), None, turns, bias_HTT, alibi=alibi)
+        heads_BTC = self.heads(self.norm_1(x_BTC), None, turns, bias_HTS, alibi=alibi, cache=cache)
         x_BTC = x_BTC + self.dropout(heads_BTC)
         if self.cross is not None:
             # Positions of two sequences have no distance: no RoPE, bias or ALiBi here.
@@ -142,10 +155,17 @@ class Stack(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.is_checkpointed = False
 
-    def forward(self, x_BTC: torch.Tensor, memory_BSC: torch.Tensor | None = None) -> torch.Tensor:
-        """``(B, T, C)``."""
-        place_T = torch.arange(x_BTC.shape[1], device=x_BTC.device)
-        kind, turns, bias_HTT = self.preset.position, None, None
+    def forward(
+        self,
+        x_BTC: torch.Tensor,
+        memory_BSC: torch.Tensor | None = None,
+        caches: Sequence[Filled] | None = None,
+    ) -> torch.Tensor:
+        """``(B, T, C)``; tokens stand behind those that are in the caches, one a layer."""
+        before = 0 if caches is None else caches[0].get_seq_length()
+        place_S = torch.arange(before + x_BTC.shape[1], device=x_BTC.device)
+        place_T = place_S[before:]
+        kind, turns, bias_HTS = self.preset.position, None, None
         if kind == "sinusoidal":
             x_BTC = x_BTC + sinusoidal(place_T, self.preset.d_model, x_BTC.dtype)
         elif kind == "rope":
@@ -154,10 +174,11 @@ class Stack(nn.Module):
         elif isinstance(self.position, LearnedPositions):
             x_BTC = x_BTC + self.position(place_T)
         elif isinstance(self.position, RelativeBias):
-            bias_HTT = self.position(place_T, place_T)
+            bias_HTS = self.position(place_T, place_S)
         x_BTC = self.dropout(x_BTC)
-        for layer in self.layers:
-            given = (x_BTC, memory_BSC, turns, bias_HTT, kind == "alibi")
+        for number, layer in enumerate(self.layers):
+            cache = None if caches is None else caches[number]
+            given = (x_BTC, memory_BSC, turns, bias_HTS, kind == "alibi", cache)
             if self.is_checkpointed and self.training:
                 x_BTC = cast(torch.Tensor, checkpoint(layer, *given, use_reentrant=False))
             else:
@@ -258,6 +279,30 @@ class Own(nn.Module):
         if "label" in self.heads:
             outputs["label"] = self.heads["label"](said_BTC.mean(dim=1))
         return outputs
+
+    def read(
+        self, ids_BT: torch.Tensor, speaking: int, caches: Sequence[Filled] | None = None
+    ) -> torch.Tensor:
+        """Logits ``(B, n, V)`` of a decoder's last ``speaking`` places.
+
+        Args:
+            ids_BT: int64.
+            speaking: places whose next token is wanted.
+            caches: of the tokens before these, one a layer; these are added.
+        """
+        said_BTC = self.decoder(self._read(ids_BT), None, caches)
+        return cast(torch.Tensor, self.heads["tokens"](said_BTC[:, -speaking:]))
+
+    @property
+    def decoder(self) -> Stack:
+        """The last stack."""
+        return cast(Stack, self.stacks["last"])
+
+    def attend_by(self, builds: Builds) -> None:
+        """Have another implementation attend, everywhere."""
+        for module in self.modules():
+            if isinstance(module, Heads):
+                module.attends = Attends(builds)
 
     def _read(self, ids: torch.Tensor | None, kinds: torch.Tensor | None = None) -> torch.Tensor:
         assert self.tokens is not None, "the model reads no tokens"

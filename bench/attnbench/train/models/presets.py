@@ -29,8 +29,24 @@ OBJECTIVES: Mapping[Family, tuple[Objective, ...]] = {
 }
 """What each family can be trained for, the usual first."""
 
-DECODERS: tuple[Family, ...] = ("gpt2", "llama")
-"""Families that generate with a KV cache."""
+DECODERS: tuple[Family, ...] = ("own", "gpt2", "llama")
+"""Families that go on from a prompt with a KV cache (our own model in the shape of a decoder)."""
+
+ENCODER_DECODERS: tuple[Family, ...] = ("t5", "bart")
+"""Families that have an encoder read the prompt and go on with a KV cache."""
+
+
+def check_generates(model: str, family: Family) -> None:
+    """Refuse a model that has nothing to generate.
+
+    Raises:
+        UserError: its family has no decoder.
+    """
+    able = (*DECODERS, *ENCODER_DECODERS)
+    if family not in able:
+        raise UserError(
+            f"model {model} has no cache to generate with; families that have: {', '.join(able)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ alone (rank 0 verifies and samples), the others wait for it or follow.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -26,7 +26,7 @@ from attnbench.train import anatomy, attentions, flops
 from attnbench.train.learning import Curve, learn
 from attnbench.train.models import build_model
 from attnbench.train.models.build import Built
-from attnbench.train.proof import as_built, verify_attention
+from attnbench.train.proof import used_in, verify_attention
 from attnbench.train.ranks.events import Events
 from attnbench.train.ranks.lockstep import Lockstep, RankClock
 from attnbench.train.ranks.trainer import RankTrainer, Share, agree_on_losses, share_of
@@ -81,8 +81,8 @@ class Work:
         trainer.model.train()
         told["samples"] = self._timed(step)
         if self._is_lead:  # what the timed steps have called: a curve says nothing about them
-            builds = cast(Built, trainer.model).builds
-            again = self._verified(as_built(attention, builds), builds.problems, 1)
+            model = cast(Built, trainer.model)
+            again = self._verified(attention, model.builds.problems, 1, used_in(model))
             told["accuracy"] = {
                 name: found.model_dump() for name, found in worst([accuracy, again]).items()
             }
@@ -100,10 +100,14 @@ class Work:
         return RankTrainer(workload, model.train(), self._device, self._group)
 
     def _verified(
-        self, attention: Attention, problems: list[Problem], later: int
+        self,
+        attention: Attention,
+        problems: list[Problem],
+        later: int,
+        used: Mapping[Problem, Sequence[Any]] | None = None,
     ) -> dict[str, TensorAccuracy]:
         self._events.step("check again" if later else "verify")
-        return verify_attention(attention, problems, self._device, self._seed + later)
+        return verify_attention(attention, problems, self._device, self._seed + later, used=used)
 
     def _learned(self, trainer: RankTrainer, task: Share) -> dict[str, Any]:
         """The learning curve, with the batch that the reference could learn with."""
