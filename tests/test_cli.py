@@ -106,6 +106,15 @@ def test_verify_fails_a_wrong_implementation_and_passes_a_right_one(project: Pat
     assert "wrong-factor" in ended.out
 
 
+def test_verify_tells_why_nothing_is_supported(project: Path) -> None:
+    words = ["window:window=-1", "window:window=4", "--case", "seqlen-1*"]
+    ended = attnbench("verify", *words, cwd=project)
+    assert ended.code == 0, ended.text
+    (line,) = [line for line in ended.out.splitlines() if "unsupported in all" in line]
+    assert line.startswith("window:window=-1 ")
+    assert line.endswith("mask window: window must be positive, got -1")
+
+
 def test_verify_ends_where_a_plugin_kills_every_worker(project: Path) -> None:
     ended = attnbench("verify", "dies-in-init", "--impls-dir", BROKEN, cwd=project)
     assert ended.code == 1, ended.text
