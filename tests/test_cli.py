@@ -106,6 +106,15 @@ def test_verify_fails_a_wrong_implementation_and_passes_a_right_one(project: Pat
     assert "wrong-factor" in ended.out
 
 
+def test_verify_tells_why_nothing_is_supported(project: Path) -> None:
+    words = ["window:window=-1", "window:window=4", "--case", "seqlen-1*"]
+    ended = attnbench("verify", *words, cwd=project)
+    assert ended.code == 0, ended.text
+    (line,) = [line for line in ended.out.splitlines() if "unsupported in all" in line]
+    assert line.startswith("window:window=-1 ")
+    assert line.endswith("mask window: window must be positive, got -1")
+
+
 def test_verify_ends_where_a_plugin_kills_every_worker(project: Path) -> None:
     ended = attnbench("verify", "dies-in-init", "--impls-dir", BROKEN, cwd=project)
     assert ended.code == 1, ended.text
@@ -207,9 +216,13 @@ def test_runs_in_other_places_have_pages_of_their_own(
     rendered = []
     monkeypatch.setattr(render, "page", lambda _, files, out, **__: rendered.append(out))
     suite = load_suite(write_suite(tmp_path))
-    for place in (None, tmp_path / "results", tmp_path / "tried/night"):
+    others = (tmp_path / "tried/night", tmp_path / "kept/night", Path("/elsewhere/night"), tmp_path)
+    for place in (None, tmp_path / "results", *others):
         asked = argparse.Namespace(project=tmp_path, results=place, no_report=False)
         file = (place or tmp_path / "results") / "machine/tiny-1.jsonl"
         run_.show_page(Console(), asked, suite, file)
     out = tmp_path / "reports/out"
-    assert rendered == [out / "machine/tiny", out / "machine/tiny", out / "night/machine/tiny"]
+    assert rendered == [
+        out / folder / "machine/tiny"
+        for folder in ("", "", "tried/night", "kept/night", "elsewhere/night", tmp_path.name)
+    ]

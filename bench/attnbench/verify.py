@@ -67,7 +67,7 @@ _EXP_ULPS = 20
 _ZERO = 1e4 * torch.finfo(torch.float64).eps  # smaller than this share of its terms is zero
 _QUANTILES = (0.5, 0.9, 0.99, 0.999)
 _SAMPLE = 1 << 20  # elements that quantiles are taken from
-_KEEP_SIGMAS = 6.0
+_KEEP_SIGMAS = 6.0  # where there are many weights; see _surprise
 
 
 @dataclass(frozen=True)
@@ -256,11 +256,20 @@ def check_keep(problem: Problem, keep_BHMN: torch.Tensor | None) -> None:
             f"the dropout mask is {keep_BHMN.dtype} {tuple(keep_BHMN.shape)}, expected bool {shape}"
         )
     share = float(keep_BHMN.double().mean())
-    sigma = math.sqrt(p.dropout_p * (1 - p.dropout_p) / keep_BHMN.numel())
-    if abs(share - (1 - p.dropout_p)) > _KEEP_SIGMAS * sigma:
+    if keep_BHMN.numel() * _surprise(share, 1 - p.dropout_p) > _KEEP_SIGMAS**2 / 2:
         raise WrongOutput(
             f"dropout kept {share:.2%} of the weights, expected {1 - p.dropout_p:.2%}"
         )
+
+
+def _surprise(share: float, expected: float) -> float:
+    """Nats a draw by which a share tells against what was expected (Chernoff's bound).
+
+    ``n`` draws show it, or more, with a probability of at most exp(−n · this), however few
+    they are; where they are many it is half the square of the sigmas, over n.
+    """
+    pairs = ((share, expected), (1 - share, 1 - expected))
+    return sum(a * math.log(a / b) for a, b in pairs if a > 0)
 
 
 # ---- what was measured -------------------------------------------------------------------

@@ -24,6 +24,7 @@ from .features import Elu, Features, Positive, ReluByPosition, Trigonometric, or
 from .products import attend, attend_causally
 
 _ELEMENTS = 1 << 19  # of features at a time: 2 MiB, in a cache
+_LEAST_ROWS = 256  # for what a piece computes to outweigh that its sums, F × E, are added
 
 
 class OfFeatures(Attention):
@@ -111,13 +112,14 @@ class Summed(nn.Module):
     def _rows(self, *qkv: torch.Tensor) -> int | None:
         """How many rows' features are made at a time: on a CPU as many as its cache holds.
 
-        All where a gradient is wanted, because the backward begins with all features.
+        But not so few, of many heads, that adding up the pieces is most of the work; and all
+        where a gradient is wanted, because the backward begins with all features.
         """
         wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in qkv)
         if wants_gradient or qkv[0].device.type != "cpu":
             return None
         batch, keys, group = qkv[0].shape[:3]
-        return max(1, _ELEMENTS // (batch * keys * group * self.width))
+        return max(_LEAST_ROWS, _ELEMENTS // (batch * keys * group * self.width))
 
 
 @register("linear")

@@ -46,6 +46,21 @@ def test_a_right_layer_passes_with_more_queries_than_keys() -> None:
     assert wrong(judged(LayerExecution(Plain(), problem, CPU))) == set()
 
 
+def test_a_right_layer_of_single_tokens_passes() -> None:
+    """With one key dq and dk are zero but for rounding, of which the largest tokens make most."""
+
+    class Fused(Plain):
+        def build(self, problem: Problem, device: torch.device) -> Core:
+            mask_MN = problem.mask.dense(problem.seqlen_q, problem.seqlen_k, device)
+            attend = torch.nn.functional.scaled_dot_product_attention
+            return lambda q, k, v: attend(q, k, v, attn_mask=mask_MN)
+
+    problem = of(batch=2, seqlen_q=1, padding=0.5)
+    execution = LayerExecution(Fused(), problem, CPU)
+    for seed in range(100):
+        assert wrong(judged(execution, seed)) == set()
+
+
 # ---- broken on purpose -------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def told(**changes: Any) -> Told:
         "gain": "2 times as good", "ties": [], "refusals": {HOSTILE: 1}, "paste": "title = 'x'",
         "importance": {"heads": 1.0}, "trials": trials, **changes,
     })  # fmt: skip
+
+
+def came_to(ids: Sequence[str], places: Sequence[Any]) -> list[ToldTrial]:
+    """Trials of these places, whose records have these ids."""
+    return [
+        ToldTrial(number=n, setting="", said="", place=place, record=tried)
+        for n, (place, tried) in enumerate(zip(places, ids, strict=False))
+    ]
 
 
 def page(folder: Path, out: Path) -> str:
@@ -133,12 +142,27 @@ def test_only_the_best_trial_and_the_start_and_what_failed_have_panels(tmp_path:
     ]
     ids = [r.id for r in some]
     places = ["kept", "best", "tie", "out"]
-    trials = [
-        ToldTrial(number=n, setting="", said="", place=place, record=tried)
-        for n, (place, tried) in enumerate(zip(places, ids, strict=False))
-    ]
-    view = search_view(told(trials=trials, start_record=ids[0]))
+    trials = came_to(ids, places)
+    view = search_view(told(suite=some[0].suite, trials=trials, start_record=ids[0]))
     points = load_points([write_run(tmp_path, some)]).points
     kept = {p.record.id for p in without_trials(points, [view])}
     assert set(ids) - kept == {ids[2]}
     assert without_trials(points, []) == list(points)
+
+
+def test_the_best_of_one_search_is_shown_though_another_only_tried_it(tmp_path: Path) -> None:
+    some = [record(problem=Problem.of(seqlen=n)) for n in (1, 2)]
+    points = load_points([write_run(tmp_path, some)]).points
+    views = [
+        search_view(told(suite=some[0].suite, trials=came_to([r.id for r in some], places)))
+        for places in (["best", "tie"], ["tie", "best"])
+    ]
+    for searches in (views, views[::-1]):
+        assert without_trials(points, searches) == list(points)
+
+
+def test_the_same_point_of_another_suite_keeps_its_panel(tmp_path: Path) -> None:
+    some = [record(problem=Problem.of(seqlen=n)) for n in (1, 2)]
+    points = load_points([write_run(tmp_path, some)]).points
+    view = search_view(told(suite="other", trials=came_to([r.id for r in some], ["tie", "best"])))
+    assert without_trials(points, [view]) == list(points)

@@ -119,12 +119,16 @@ def show_page(console: Console, arguments: argparse.Namespace, suite: Suite, fil
 
 
 def _page_folder(arguments: argparse.Namespace, suite: Suite, file: Path) -> Path:
-    """A folder for every machine, and for every other place of results, that has the suite."""
+    """A folder for every machine, and for every other place of results, that has the suite.
+
+    Other places are told apart by their path: seen from the project, or all of it.
+    """
     project: Path = arguments.project or Path.cwd()
-    place = (arguments.results or project / "results").resolve()
+    place, root = (arguments.results or project / "results").resolve(), project.resolve()
     pages = project / "reports" / "out"
-    if place != (project / "results").resolve():
-        pages /= place.name
+    if place != root / "results":
+        own = place.relative_to(root if place.is_relative_to(root) else place.anchor)
+        pages /= own if own.parts else place.name  # the project's folder itself has no path
     return pages / file.parent.name / suite.name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +84,7 @@ def _run(pool: WorkerPool, outcome: Outcome, globs: list[str], timeout_s: float)
 
 
 def _print(console: Console, outcome: Outcome, verbose: bool) -> None:
-    """The cases worth reading: failures, or all of them."""
+    """The cases worth reading: failures, or all of them; why, where nothing was done."""
     entry = outcome.contender.entry
     if entry.reason is not None:
         where = f"{entry.file}:{entry.line}"
@@ -100,6 +101,15 @@ def _print(console: Console, outcome: Outcome, verbose: bool) -> None:
         )
         for tensor, accuracy in case.get("accuracy", {}).items() if verbose else ():
             console.print(f"    {tensor}: {escape(_figures(accuracy))}", soft_wrap=True)
+    reasons = Counter(case["reason"] for case in outcome.cases.values())
+    if reasons and not verbose and outcome.count("unsupported") == len(outcome.cases):
+        [(reason, count)] = reasons.most_common(1)
+        console.print(
+            f"[bold]{escape(outcome.contender.spec)}[/] unsupported in all {len(outcome.cases)} "
+            f"cases, {count} of them: {escape(reason)}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _figures(accuracy: dict[str, Any]) -> str:

@@ -92,11 +92,13 @@ def _passed_on(
     if keys == "x":
         of_x |= of_memory
     per_scale = 1 / max(abs(p.softmax_scale), 1e-30)
+    # Of few tokens the largest counts: no others' terms make up for it.
+    most = {n: float(x.double().abs().max()) for n, x in inputs.named().items()}
     factors = {
         "dx": of_x,
         "dmemory": of_memory,
-        "dwq": {"dq": math.sqrt(tokens_q) * given["x"]},
-        "dwk": {"dk": math.sqrt(tokens_k) * given[keys]},
+        "dwq": {"dq": max(math.sqrt(tokens_q) * given["x"], most["x"])},
+        "dwk": {"dk": max(math.sqrt(tokens_k) * given[keys], most[keys])},
         "dtable": of_x | of_memory
         if p.position == "learned"
         else {"dq": per_scale * math.sqrt(tokens_q * p.core.seqlen_k)},

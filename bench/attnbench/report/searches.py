@@ -83,12 +83,19 @@ def without_trials(points: Sequence[Point], searches: Sequence[SearchView]) -> l
     Every trial is a setting of its own, with nobody to be compared with; it has its dot and
     its row in the search's own view.
     """
-    tried = {trial.record for s in searches for trial in s.told.trials if trial.place != "best"}
-    shown = {s.told.start_record for s in searches}
+    tried: set[tuple[str, str]] = set()
+    shown: set[tuple[str, str]] = set()
+    for told in (search.told for search in searches):
+        shown.add((told.suite, told.start_record))
+        for trial in told.trials:
+            (shown if trial.place == "best" else tried).add((told.suite, trial.record))
     return [
         p
         for p in points
-        if p.record.id not in tried or p.record.id in shown or p.record.status != "ok"
+        # Another suite may have the same point, with others to be compared with.
+        if (key := (p.record.suite, p.record.id)) not in tried
+        or key in shown
+        or p.record.status != "ok"
     ]
 
 
