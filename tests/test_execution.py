@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from attnbench.attention import Attention, ForwardBackward, Unsupported
-from attnbench.execution import Execution, WrongOutput, from_layout, layout_shape, to_layout
+from attnbench.execution import Execution, WrongOutput
 from attnbench.inputs import make_inputs
+from attnbench.layouts import from_layout, layout_shape, to_layout
 from attnbench.problem import Problem
 
 CPU = torch.device("cpu")

@@ -11,16 +11,16 @@ D = head_dim, E = head_dim_v.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 
+from attnbench.building import build, choices_of
 from attnbench.inputs import AnyInputs
-from attnbench.plugin import Attention, ForwardBackward, Layout, Unsupported
+from attnbench.layouts import from_layout, layout_shape, to_layout
+from attnbench.plugin import Attention, ForwardBackward, Unsupported
 from attnbench.problem import Problem
-from attnbench.spec import Value
 from attnbench.watch.storage import not_real
 
 _GONE_THROUGH = "backward through the graph a second time"  # autograd's words
@@ -309,82 +309,6 @@ class Execution:
             raise WrongOutput(f"{name} has dtype {tensor.dtype}, expected {expected_dtype}")
         if tensor.device != self._tensors[0].device:
             raise WrongOutput(f"{name} is on {tensor.device}, expected {self._tensors[0].device}")
-
-
-def build(
-    implementation: Attention, problem: Problem, device: torch.device, seed: int
-) -> Callable[..., Any] | ForwardBackward:
-    """What an implementation builds for a problem that it supports.
-
-    Raises:
-        Unsupported: by the implementation, from ``supports()`` or ``build()``.
-        TypeError: it builds nothing that can be called.
-    """
-    implementation.supports(problem, device)
-    torch.manual_seed(seed)  # learned or random state of a method is part of the point
-    built = implementation.build(problem, device)
-    check_built(built)
-    return built
-
-
-def check_built(built: Any) -> None:
-    """Raise ``TypeError`` for what cannot be called."""
-    if not isinstance(built, ForwardBackward) and not callable(built):
-        raise TypeError(
-            f"build() must return a callable or a ForwardBackward, got {type(built).__name__}"
-        )
-
-
-def choices_of(built: Any) -> dict[str, Value]:
-    """``choices`` of what ``build()`` returned, as a record can hold them; none if it has none."""
-    told = getattr(built, "choices", {})
-    if not isinstance(told, Mapping):
-        raise TypeError(f"choices must be a mapping, got {type(told).__name__}")
-    for name, value in told.items():
-        is_value = type(value) in (bool, int, str)
-        is_value = is_value or (type(value) is float and math.isfinite(value))
-        if type(name) is not str or not is_value:
-            raise TypeError(
-                f"choices maps text to text, booleans and finite numbers, got {name!r}: {value!r}"
-            )
-    return dict(told)
-
-
-def to_layout(x_BHSD: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """A copy of a BHSD tensor in a layout.
-
-    Contiguous, except that BHSD keeps its strides (so that views, expanded tensors and
-    decode caches reach the implementation as they are) and a decode cache stays a view of
-    a longer cache in BSHD too.
-    """
-    if layout == "BHSD":
-        storage = x_BHSD.untyped_storage().clone()  # type: ignore[no-untyped-call]
-        return torch.empty(0, dtype=x_BHSD.dtype, device=x_BHSD.device).set_(
-            storage, x_BHSD.storage_offset(), x_BHSD.shape, x_BHSD.stride()
-        )
-    if layout == "BSHD":
-        seqlen, cache = x_BHSD.shape[2], x_BHSD._base
-        if cache is not None and cache.dim() == 4 and cache.shape[2] > seqlen:
-            return cache.transpose(1, 2).clone(memory_format=torch.contiguous_format)[:, :seqlen]
-        return x_BHSD.transpose(1, 2).clone(memory_format=torch.contiguous_format)
-    return x_BHSD.transpose(1, 2).reshape(-1, x_BHSD.shape[1], x_BHSD.shape[3]).clone()
-
-
-def from_layout(x: torch.Tensor, layout: Layout, batch: int) -> torch.Tensor:
-    """A BHSD view of a tensor in a layout."""
-    if layout == "BHSD":
-        return x
-    if layout == "BSHD":
-        return x.transpose(1, 2)
-    return x.reshape(batch, -1, *x.shape[1:]).transpose(1, 2)
-
-
-def layout_shape(shape_BHSD: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
-    """The shape that a BHSD shape has in a layout."""
-    batch, heads, seqlen, dim = shape_BHSD
-    if layout == "BHSD":
-        return shape_BHSD
-    return (batch, seqlen, heads, dim) if layout == "BSHD" else (batch * seqlen, heads, dim)
 
 
 def _bits(x: torch.Tensor) -> torch.Tensor:

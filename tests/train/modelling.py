@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from attnbench import Attention, ForwardBackward, Problem, implementation
-from attnbench.execution import to_layout
+from attnbench.layouts import to_layout
 from attnbench.train.data import make_task
 from attnbench.train.loss import loss_of
 from attnbench.train.models.build import Built, build_model

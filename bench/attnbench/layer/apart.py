@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from attnbench.attention import Attention, ForwardBackward, Unsupported
-from attnbench.execution import check_built, choices_of
+from attnbench.building import check_built, choices_of
 from attnbench.layer.core import as_core
 from attnbench.layer.inside import sequences
 from attnbench.problem import Problem

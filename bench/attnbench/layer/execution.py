@@ -16,7 +16,8 @@ from typing import Any, Protocol, Self, cast
 import torch
 
 from attnbench.attention import Attention, Unsupported
-from attnbench.execution import Execution, build
+from attnbench.building import build
+from attnbench.execution import Execution
 from attnbench.inputs import AnyInputs
 from attnbench.layer.apart import one_by_one
 from attnbench.layer.core import Core, as_core

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from attnbench.attention import Attention, Layout, Unsupported
-from attnbench.execution import from_layout
+from attnbench.layouts import from_layout
 from attnbench.problem import Direction, Problem
 from attnbench.train.models.calls import Call, Used, differentiable, raise_precision
 
