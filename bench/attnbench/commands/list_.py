@@ -13,7 +13,9 @@ from attnbench import pool, shelves
 from attnbench.commands.opening import open_for
 from attnbench.errors import UserError
 from attnbench.problem import DTYPE_ALIASES, Problem
+from attnbench.registry import Entry
 from attnbench.session import Session
+from attnbench.spec import format_spec
 from attnbench.suite import list_suites, load_suite
 
 _PROBLEM = Problem.of(heads=2, seqlen=64, head_dim=64, mask="causal")
@@ -41,23 +43,34 @@ def _impls(console: Console, arguments: argparse.Namespace) -> None:
     with open_for(arguments, lock=False) as session:
         abilities = _probe(session)
         table = Table(box=None, pad_edge=False)
-        for column in ("implementation", "kind", "here", "from", "what it is, or why not"):
+        for column in ("implementation", "kind", "here", "what it is, or why not"):
             table.add_column(column, overflow="fold")
         for entry in session.entries:
             if entry.reason is not None:
                 here, text = "unavailable", f"{entry.file}:{entry.line}: {entry.reason}"
             else:
                 here, reason = abilities[entry.name].in_words()
-                text = reason or entry.summary
-            options = "".join(f" {k}={v}" for k, v in entry.options.items())
-            cells = (entry.name + options, entry.kind, here, entry.source.origin, text)
-            table.add_row(*map(escape, cells))
+                text = reason or entry.summary.replace("``", "")
+            cells = map(escape, (entry.name, entry.kind, here, text))
+            table.add_row(*cells)
+            if more := _more(entry):
+                table.add_row("", "", "", f"[dim]{escape(more)}[/]")
         console.print(table)
         able = sum(bool(a.both or a.forward) for a in abilities.values())
         console.print(
             f"{able} of {len(session.entries)} run on {session.device}; probed with head_dim "
             f"{_PROBLEM.head_dim} and mask causal, or else: {', '.join(filter(None, _PROBLEMS))}"
         )
+
+
+def _more(entry: Entry) -> str:
+    """The options of an implementation, and where it comes from if it is none of ours."""
+    options = [
+        format_spec("", {key: value}).removeprefix(":") for key, value in entry.options.items()
+    ]
+    told = [f"options: {' '.join(options)}"] if options else []
+    told += [f"from: {entry.source.origin}"] if entry.source.origin != "built-in" else []
+    return "; ".join(told)
 
 
 @dataclass
