@@ -73,15 +73,13 @@ class Gathered:
         grad_XRME, out_XRME = (
             x.reshape(*q_XRMD.shape[:-1], -1).to(self.work) for x in (grad_BHME, out_BHME)
         )
-        # The sum divides what has no key dimension, not the weights.
-        grad_XRME = grad_XRME / sum_XRM1.masked_fill(sum_XRM1 == 0, 1.0)
-        delta_XRM1 = (grad_XRME * out_XRME).sum(dim=-1, keepdim=True)
+        sum_XRM1 = sum_XRM1.masked_fill(sum_XRM1 == 0, 1.0)
         top_XRM1 = top_XRM1.masked_fill(top_XRM1 == float("-inf"), 0.0)
         totals = [torch.zeros_like(x) for x in (q_XRMD, k_XND, v_XNE)]
         dbias = [torch.zeros(x.shape, dtype=self.work, device=x.device) for x in learned]
         pairs = [by_key_head(x, self.problem.heads_kv) for x in (*learned, *dbias)]
         for part in self.parts:
-            rows = (q_XRMD, grad_XRME, top_XRM1, delta_XRM1)
+            rows = (q_XRMD, grad_XRME, out_XRME, top_XRM1, sum_XRM1)
             if part.order is None:
                 self._backward_part(part, rows, (k_XND, v_XNE), pairs, totals)
                 continue
@@ -157,23 +155,24 @@ class Gathered:
         """Add the gradients of one part, in its order, to ``totals`` (dq, dk, dv).
 
         Args:
-            rows: q; grad_out over the sum; the largest logit (finite); and
-                rowsum(grad_out ∘ out) over the sum.
+            rows: q; grad_out; out; the largest logit (finite); and the sum (not 0).
             keys: k and v.
             pairs: in no order but the sequence's, the bias and its gradient, to be added to
                 as well; or nothing.
         """
-        (q_XRMD, grad_XRME, top_XRM1, delta_XRM1), (k_XND, v_XNE) = rows, keys
+        (q_XRMD, grad_XRME, out_XRME, top_XRM1, sum_XRM1), (k_XND, v_XNE) = rows, keys
         bias_GRMN, dbias_GRMN = pairs or (None, None)
         dq_XRMD, dk_XND, dv_XNE = totals
         scale = self.problem.softmax_scale
         for tile, heads in steps(part, self.problem):
             logits_xRmn, slope_xRmn = self.logits.of(part, tile, heads, q_XRMD, k_XND, bias_GRMN)
             weights_xRmn = logits_xRmn.sub_(rows_of(top_XRM1, tile, heads)).exp_()
-            grad_xRmE = rows_of(grad_XRME, tile, heads)
+            # The sum divides what has no key dimension, not the weights.
+            grad_xRmE = rows_of(grad_XRME, tile, heads) / rows_of(sum_XRM1, tile, heads)
+            delta_xRm1 = (grad_xRmE * rows_of(out_XRME, tile, heads)).sum(dim=-1, keepdim=True)
             add_keys(dv_XNE, tile, heads, transposed_times(weights_xRmn, grad_xRmE))
             dlogits_xRmn = times(grad_xRmE, keys_of(v_XNE, tile, heads).mT)
-            dlogits_xRmn.sub_(rows_of(delta_XRM1, tile, heads)).mul_(weights_xRmn)
+            dlogits_xRmn.sub_(delta_xRm1).mul_(weights_xRmn)
             if dbias_GRMN is not None:
                 add_pairs(dbias_GRMN, part, tile, heads, dlogits_xRmn)
             if slope_xRmn is not None:

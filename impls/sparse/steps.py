@@ -12,7 +12,7 @@ from attnbench import Problem
 
 from .tiles import Part, Tile
 
-_LOGITS = 1 << 18  # of one step at most, where heads can be taken in turn: 1 MiB, in a cache
+_LOGITS = 1 << 19  # of one step at most, where heads can be taken in turn: 2 MiB, in a cache
 
 
 def steps(part: Part, problem: Problem) -> Iterator[tuple[Tile, slice]]:

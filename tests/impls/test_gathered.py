@@ -107,8 +107,9 @@ def test_every_feature_at_once_is_right_in_steps_of_any_size(
     ("heads", "steps"), [(1, {(21, 1), (9, 1)}), (64, {(1, 21), (1, 1)})]
 )  # fmt: skip
 def test_a_step_takes_tiles_of_one_head_or_heads_of_one_tile(
-    heads: int, steps: set[tuple[int, int]]
+    heads: int, steps: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(part("steps"), "_LOGITS", 1 << 18)
     problem = Problem.of(heads=heads, seqlen=2048, head_dim=8, mask="window:window=129")
     attention = engine(problem)
     assert attention.pairs == 64 * (64 + 128 + 30 * 192)
@@ -263,7 +264,8 @@ def test_elements_made_grow_with_the_pairs_kept(mask: str, direction: str) -> No
     assert made[1] < 4.4 * made[0]
 
 
-def test_a_dense_row_is_taken_head_by_head() -> None:
+def test_a_dense_row_is_taken_head_by_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part("steps"), "_LOGITS", 1 << 18)
     problem = Problem.of(heads=8, seqlen=2048, head_dim=8, mask="full")
     steps = [heads for _, heads in part("steps").steps(engine(problem).parts[0], problem)]
     assert {heads.stop - heads.start for heads in steps} == {2}
