@@ -3,7 +3,7 @@
 # make compile-check: compile every Triton kernel for every target; needs no GPU.
 # make compile-check-quick: the most telling cases of each kernel, in two minutes.
 # make instrument, make families: show on this machine what docs/instrument.md and
-# docs/families.md claim (ten quiet minutes each).
+# docs/families.md claim (a quarter of an hour each).
 
 PYTHON ?= python3
 VENV   ?= .venv

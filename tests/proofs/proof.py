@@ -13,7 +13,6 @@ from typing import Any
 
 from attnbench.errors import UserError
 
-BEGIN, END = "<!-- last result: begin -->", "<!-- last result: end -->"
 _Z = 1.959964  # of a 95 % interval
 
 
@@ -37,6 +36,7 @@ class Proof:
     skipped: str = ""  # why it could not be shown here
     load: tuple[float, float] = (0.0, 0.0)  # the machine's load when it began and ended
     seconds: float = 0.0
+    part: str = ""  # the program of the book that it is of
 
     @property
     def is_kept(self) -> bool:
@@ -103,7 +103,7 @@ def load_now() -> float:
 
 
 def markdown(machine: Machine, proofs: Sequence[Proof]) -> str:
-    """The results as docs/instrument.md shows them."""
+    """The results of a program as its page in docs/ shows them."""
     lines = [f"*{machine.line}.*", ""]
     for proof in proofs:
         lines += [f"### {proof.title}", ""]
@@ -124,17 +124,23 @@ def to_json(machine: Machine, proofs: Sequence[Proof]) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_between_marks(page: Path, text: str) -> None:
-    """Replace what stands between the two marks of a page.
+def marks(part: str) -> tuple[str, str]:
+    """Where in a page the result of one program stands."""
+    return f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+
+
+def write_between_marks(page: Path, part: str, text: str) -> None:
+    """Replace what stands between the two marks of a program.
 
     Raises:
         UserError: the page has no such marks, in that order.
     """
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = marks(part)
+    before, begin, rest = page.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise UserError(f"{page}: there is no place for results, from {BEGIN} to {END}")
-    page.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}", encoding="utf-8")
+        raise UserError(f"{page}: there is no place for results, from {first} to {last}")
+    page.write_text(f"{before}{first}\n{text.strip()}\n{last}{after}", encoding="utf-8")
 
 
 def _mark(row: Row) -> str:

@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
-from proof import BEGIN, END, Machine, Proof, Row, write_between_marks
+from proof import Machine, Proof, Row, marks, write_between_marks
 
 from attnbench.errors import UserError
 
@@ -33,8 +33,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType
 def finds(command: types.ModuleType, monkeypatch: pytest.MonkeyPatch, is_kept: bool) -> None:
     """Make the command find this instead of measuring."""
     proofs = [
-        Proof("overhead", "Time", [Row("share", "70 %", "≥ 70 %", is_kept)]),
-        Proof("agreement_cuda", "Agreement", [], skipped="there is no GPU"),
+        Proof("overhead", "Time", [Row("share", "70 %", "≥ 70 %", is_kept)], part="overhead"),
+        Proof("cuda", "Agreement", [], skipped="there is no GPU", part="agreement_cuda"),
     ]
     monkeypatch.setattr(command, "run", lambda arguments: (MACHINE, proofs))
 
@@ -66,8 +66,11 @@ def test_only_on_request_is_the_page_written(
     assert (command.DOCS / "instrument.md").read_text(encoding="utf-8") == before
     command.main(["instrument", "--json", str(tmp_path / "result.json"), "--write-docs"])
     after = (command.DOCS / "instrument.md").read_text(encoding="utf-8")
-    assert after.partition(BEGIN)[0] == before.partition(BEGIN)[0]
-    assert "| share | 70 % | ≥ 70 % | kept |" in after.partition(BEGIN)[2].partition(END)[0]
+    begin, end = marks("overhead")
+    assert after.partition(begin)[0] == before.partition(begin)[0], "what was not run stays"
+    assert "| share | 70 % | ≥ 70 % | kept |" in after.partition(begin)[2].partition(end)[0]
+    begin, end = marks("agreement_cuda")
+    assert "Not shown here: there is no GPU." in after.partition(begin)[2].partition(end)[0]
 
 
 def test_what_cannot_be_measured_is_one_line(
@@ -91,7 +94,6 @@ def test_what_cannot_be_measured_is_one_line(
         (["instrumnt"], "argument BOOK: invalid choice: 'instrumnt'"),
         (["instrument", "overhed"], "no proof 'overhed' in instrument; allowed: false_verdicts, "),
         (["families", "overhead"], "no proof 'overhead' in families; allowed: growth, rivals"),
-        (["instrument", "overhead", "--write-docs"], "whole result: name no proofs with it"),
         (["instrument", "--trials", "0"], "must be a whole number from 1, got '0'"),
         (["instrument", "--processes", "-1"], "must be a whole number from 1, got '-1'"),
     ],
@@ -105,6 +107,7 @@ def test_what_cannot_be_meant_is_refused(
     assert says in capsys.readouterr().err
 
 
-def test_every_page_has_a_place_for_its_result(command: types.ModuleType) -> None:
-    for book in command.BOOKS:
-        write_between_marks(command.DOCS / f"{book}.md", "result")
+def test_every_page_has_a_place_for_each_result(command: types.ModuleType) -> None:
+    for book, parts in command.BOOKS.items():
+        for part in parts:
+            write_between_marks(command.DOCS / f"{book}.md", part, "result")

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from proof import BEGIN, END, Machine, Proof, Row, markdown, to_json, wilson, write_between_marks
+from proof import Machine, Proof, Row, markdown, marks, to_json, wilson, write_between_marks
 
 from attnbench.errors import UserError
 
 MACHINE = Machine("Imaginary Processor, 2 cores", 2, "0.1.0", "2.13.0", "3.11.7", "2026-01-02")
 KEPT = Proof("a", "First", [Row("share", "71 %", "≥ 70 %", True), Row("· rest", "29 %")])
 BROKEN = Proof("b", "Second", [Row("share", "69 %", "≥ 70 %", False)], load=(0.5, 3.0))
+BEGIN, END = marks("own")
 SKIPPED = Proof("c", "Third", [], skipped="there is no GPU")
 
 
@@ -52,17 +53,20 @@ def test_programs_read_the_same() -> None:
     assert data["proofs"][0]["rows"][0]["is_kept"] is False
 
 
-def test_only_what_stands_between_the_marks_is_replaced(tmp_path: Path) -> None:
+def test_only_the_result_of_its_program_is_replaced(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_between_marks(page, "new\n")
-    assert page.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    other = "\nold\n".join(marks("other"))
+    page.write_text(f"before\n{other}\n{BEGIN}\nold\n{END}\nafter\n")
+    write_between_marks(page, "own", "new\n")
+    assert page.read_text() == f"before\n{other}\n{BEGIN}\nnew\n{END}\nafter\n"
 
 
-@pytest.mark.parametrize("text", ["nothing", f"{BEGIN}", f"{END} {BEGIN}"])
+@pytest.mark.parametrize(
+    "text", ["nothing", f"{BEGIN}", f"{END} {BEGIN}", " ".join(marks("other"))]
+)
 def test_a_page_without_a_place_for_results_is_left_alone(tmp_path: Path, text: str) -> None:
     page = tmp_path / "page.md"
     page.write_text(text)
     with pytest.raises(UserError, match="no place for results"):
-        write_between_marks(page, "new")
+        write_between_marks(page, "own", "new")
     assert page.read_text() == text

@@ -9,16 +9,21 @@ import pytest
 import rivals
 
 
-@pytest.mark.parametrize(("ours_s", "is_kept"), [(1.02, False), (0.98, True)])
-def test_ours_must_not_be_slower_than_the_library(ours_s: float, is_kept: bool) -> None:
-    drift = (1.0, 3.0, 2.0)  # of the machine, in both
-    row = rivals.as_row(rivals.MATCHES[0], [ours_s * x for x in drift], drift)
+@pytest.mark.parametrize(("ours", "is_kept"), [(1.02, False), (0.98, True)])
+def test_ours_must_not_be_slower_than_the_library(ours: float, is_kept: bool) -> None:
+    row = rivals.as_row(rivals.MATCHES[0], [[ours] * 9] * 3)
     assert row.is_kept is is_kept
-    assert row.figure.startswith(f"{ours_s:.3f}")
+    assert row.figure.startswith(f"{ours:.3f}")
+
+
+def test_a_process_counts_once_however_many_rounds_it_had() -> None:
+    """Broken: all rounds together, and the luck of the longest process decides."""
+    lucky, others = [0.8] * 100, [[1.1] * 5, [1.2] * 5]
+    assert rivals.as_row(rivals.MATCHES[0], [lucky, *others]).is_kept is False
 
 
 @pytest.mark.slow
 def test_every_library_is_timed_in_both_directions() -> None:
-    forward, backward = rivals.prove(256)
+    forward, backward = rivals.prove(256, processes=2)
     assert len(forward.rows) == len(backward.rows) == len(rivals.MATCHES)
     assert [row.what for row in forward.rows] == [row.what for row in backward.rows]
