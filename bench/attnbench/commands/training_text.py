@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from attnbench.record import Record
+from attnbench.report import metrics
 from attnbench.runs import problem_label
 from attnbench.train.derived import tokens_per_s
-from attnbench.train.figures import Parity
+from attnbench.train.figures import Evaluation, Parity
 from attnbench.train.scaling import in_words, scaling
 
 _COLUMNS = ("implementation", "tokens/s [95 %]", "batch", "loss", "parity")
@@ -25,16 +26,36 @@ def print_training(console: Console, records: Sequence[Record]) -> None:
         table = Table(box=None, pad_edge=False, title_justify="left")
         table.title = escape(problem_label(own[0]))
         is_shared = any(record.training and record.training.ranks for record in own)
-        for column in _COLUMNS + _SCALING * is_shared:
-            right = column in ("tokens/s [95 %]", "batch", "loss")
+        metric = _metric(own)
+        quality = (metrics.metric(metric).label,) if metric else ()
+        for column in _COLUMNS + quality + _SCALING * is_shared:
+            right = column in ("tokens/s [95 %]", "batch", "loss", *quality)
             table.add_column(column, justify="right" if right else "left", overflow="fold")
         for record in sorted(own, key=_slowness):
             cells = _cells(record)
+            if metric:
+                cells += (_last(record, metric),)
             if is_shared:
                 cells += (in_words(scaling(record, records)),)
             table.add_row(*map(escape, cells))
         console.print(table)
         console.print()
+
+
+def _metric(records: Sequence[Record]) -> str | None:
+    """What the task is judged by, if anybody was evaluated."""
+    return metrics.leading(name for r in records for e in _evaluations(r) for name in e.metrics)
+
+
+def _last(record: Record, metric: str) -> str:
+    last = _evaluations(record)[-1:]
+    return (
+        metrics.text(metric, last[0].metrics[metric]) if last and metric in last[0].metrics else ""
+    )
+
+
+def _evaluations(record: Record) -> Sequence[Evaluation]:
+    return record.training.evaluations if record.training else ()
 
 
 def _slowness(record: Record) -> tuple[float, str]:
