@@ -12,7 +12,8 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format compile-check compile-check-quick instrument families gpu clean
+.PHONY: help demo test test-slow lint format compile-check compile-check-quick instrument families clean
+.PHONY: gpu gpu-here gpu-tests gpu-suites gpu-models gpu-proofs
 
 help:
 	@sed -n '1,6s/^# //p' Makefile
@@ -56,19 +57,39 @@ families: $(READY)
 	@echo "==> what sparse and low-rank methods cost; leave the machine alone"
 	@$(BIN)/python tests/proofs families $(ARGS)
 
-gpu: $(READY)
+# A point that fails (1) does not keep the next suite from running; anything else does.
+each_suite = failed=0; for suite in $(1); do \
+  $(BIN)/attnbench run $$suite --device cuda || { code=$$?; failed=1; [ $$code -eq 1 ] || exit $$code; }; \
+  done; exit $$failed
+
+# Each part alone, too: what was recorded is not measured again, so that a part that was cut off
+# goes on when it is called again.
+gpu: gpu-tests gpu-suites gpu-models gpu-proofs
+
+gpu-here: $(READY)
 	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu needs an NVIDIA GPU that torch can see; torch.cuda.is_available() is False')"
-	@echo "==> GPU tests"
+
+gpu-tests: gpu-here
+	@echo "==> GPU tests, and the instrument's test of itself"
 	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/attnbench doctor --selftest --device cuda
 	@echo "==> conformance of every implementation and of every schedule, on the GPU"
 	@$(BIN)/attnbench verify --device cuda '[!t]*' triton-gluon triton:tune=false \
 	  triton:tune=false,schedule=persistent triton:tune=false,schedule=specialized
+
+gpu-suites: gpu-here
 	@echo "==> GPU suites, results and page in folders named after the GPU"
-	@$(BIN)/attnbench run triton --device cuda
-	@$(BIN)/attnbench run gpu --device cuda
-	@$(BIN)/attnbench run full --device cuda
+	@$(call each_suite,triton gpu gqa window decode approximation full)
+
+gpu-models: gpu-here
+	@echo "==> models of published sizes, trained and served on the GPU"
+	@$(call each_suite,train-gpu generate-gpu)
+
+gpu-proofs: gpu-here
 	@echo "==> the goals of the fused Triton attention"
 	@$(BIN)/python tests/goals results
+	@echo "==> what the instrument says of itself here"
+	@$(BIN)/python tests/proofs instrument agreement_cuda
 
 # The environment is made once and made again when pyproject.toml or the pins change.
 $(READY): pyproject.toml constraints.txt

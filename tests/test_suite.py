@@ -13,9 +13,11 @@ from attnbench.presets import PRESETS
 from attnbench.suite import Suite, find_suite, list_suites, load_suite
 
 SHIPPED = {
-    "approximation": 6, "d_model": 16, "decode": 32, "full": 592, "generate-tiny": 9, "gpu": 64,
+    "approximation": 6, "d_model": 16, "decode": 32, "full": 592, "generate-gpu": 4,
+    "generate-tiny": 9, "gpu": 104,
     "gqa": 40, "heads": 16, "layer": 50, "lowrank": 8, "models": 22, "precision": 48,
-    "quality": 4, "quick": 24, "seqlen": 40, "sparse": 6, "train-parallel": 3, "train-tiny": 4,
+    "quality": 4, "quick": 24, "seqlen": 40, "sparse": 6, "train-gpu": 3, "train-parallel": 3,
+    "train-tiny": 4,
     "triton": 32, "tune-tiny": 1, "window": 36,
 }  # fmt: skip
 
