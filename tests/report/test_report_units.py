@@ -42,6 +42,8 @@ def test_an_interval_has_the_digits_that_tell_its_ends_apart():
         ("heads", 8, "heads\u00a08"),
         ("heads", 0, "the model's heads"),
         ("d_ff", 0, "the model's d_ff"),
+        ("position", "", "the model's position"),
+        ("position", "rope", "position\u00a0rope"),
         ("batch", 0, "largest batch"),
         ("dropout", 0, "dropout\u00a00"),
         ("mask", "causal", "causal"),

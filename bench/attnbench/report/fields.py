@@ -16,8 +16,8 @@ _PLAIN = (
 )  # fmt: skip
 """Fields whose values need no name."""
 
-_PRESET = ("layers", "heads", "heads_kv", "d_model", "d_ff")
-"""Sizes of a model that are the preset's where they are 0."""
+_PRESET = ("layers", "heads", "heads_kv", "d_model", "d_ff", "position", "activation", "norm")
+"""What of a model is the preset's where it is 0 or empty."""
 
 _ORDERS: Mapping[str, Sequence[str]] = {
     "dtype": ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn"),
@@ -35,7 +35,7 @@ def label(field: str, value: Any) -> str:
         return str(value)
     if field == "batch" and value == 0:  # of a training run, which looks for it
         return "largest batch"
-    if field in _PRESET and value == 0:
+    if field in _PRESET and value in (0, ""):
         return f"the model's {field}"
     if isinstance(value, bool) or value is None:
         return field if value else f"no\u00a0{field}"
