@@ -139,7 +139,7 @@ def test_what_can_run_is_listed_with_what_cannot_and_why(project: Path) -> None:
             "            raise Unsupported('has no backward')"
         ),
         "nowhere": "devices = ('cuda',)",
-        "full-only": "masks = ('full',)",
+        "full-only": "masks = ('full',)\n    options = {'order': 'a,b'}",
         "decode-only": (
             "def supports(self, problem, device):\n"
             "        if not problem.decode:\n"
@@ -167,6 +167,7 @@ def test_what_can_run_is_listed_with_what_cannot_and_why(project: Path) -> None:
     assert " full mask: fp32 bf16 fp16 " in here["full-only"]
     assert " decode: forward fp32 bf16 fp16 " in here["decode-only"]
     assert " layer: fp32 bf16 fp16 " in here["mha"]
+    assert "options: order=a,b; from: project" in ended.out, "also what no command line can say"
 
 
 def test_a_projects_suites_are_listed_beside_ours(project: Path) -> None:

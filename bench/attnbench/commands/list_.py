@@ -15,7 +15,6 @@ from attnbench.errors import UserError
 from attnbench.problem import DTYPE_ALIASES, Problem
 from attnbench.registry import Entry
 from attnbench.session import Session
-from attnbench.spec import format_spec
 from attnbench.suite import list_suites, load_suite
 
 _PROBLEM = Problem.of(heads=2, seqlen=64, head_dim=64, mask="causal")
@@ -65,10 +64,8 @@ def _impls(console: Console, arguments: argparse.Namespace) -> None:
 
 def _more(entry: Entry) -> str:
     """The options of an implementation, and where it comes from if it is none of ours."""
-    options = [
-        format_spec("", {key: value}).removeprefix(":") for key, value in entry.options.items()
-    ]
-    told = [f"options: {' '.join(options)}"] if options else []
+    options = " ".join(f"{key}={value}" for key, value in entry.options.items())
+    told = [f"options: {options}"] if options else []
     told += [f"from: {entry.source.origin}"] if entry.source.origin != "built-in" else []
     return "; ".join(told)
 
