@@ -39,32 +39,12 @@ class Parity(Part):
     rule: str  # how, in words
 
 
-class TeacherFlops(Part):
-    """Floating-point operations of a teacher's forward in one step, whose answer is followed."""
-
-    dense: int  # outside attention
-    attention_full: int  # all pairs of every attention
-    attention_causal: int  # exactly the pairs that the masks keep
-
-    @property
-    def full(self) -> int:
-        """The convention that counts a causal mask as full."""
-        return self.dense + self.attention_full
-
-    @property
-    def causal(self) -> int:
-        """The convention that counts exact pairs."""
-        return self.dense + self.attention_causal
-
-
-class ModelFlops(Part):
-    """Floating-point operations of one step's products; see ``train.flops``."""
+class StepFlops(Part):
+    """Floating-point operations of one step's products, by part and in two conventions."""
 
     dense: int  # outside attention: 6N a token where everything learns
     attention_full: int  # all pairs of every attention
     attention_causal: int  # exactly the pairs that the masks keep
-    attention_own: int | None = None  # of an approximate method, by its own formula
-    teacher: TeacherFlops | None = None  # beside all these, and in no MFU
 
     @property
     def full(self) -> int:
@@ -75,6 +55,17 @@ class ModelFlops(Part):
     def causal(self) -> int:
         """The convention that counts exact pairs."""
         return self.dense + self.attention_causal
+
+
+class TeacherFlops(StepFlops):
+    """Of a teacher's forward, whose answer is followed."""
+
+
+class ModelFlops(StepFlops):
+    """Of the model that learns; see ``train.flops``."""
+
+    attention_own: int | None = None  # of an approximate method, by its own formula
+    teacher: TeacherFlops | None = None  # beside all these, and in no MFU
 
     @property
     def attention_least(self) -> int:
